@@ -1,0 +1,29 @@
+"""Errors and warnings of the package: each message says what is wrong, got/expected, and the fix."""
+
+
+class EnergyShapeError(ValueError):
+    """An energy, or a value given to one, has the wrong shape."""
+
+
+class EnergySupportError(ValueError):
+    """Energies with different supports are combined, or a support does not fit the event shape."""
+
+
+class UnnormalizedError(RuntimeError):
+    """A density without its log Z is used where log Z is not a constant."""
+
+
+class UnnormalizedObservationError(UnnormalizedError):
+    """An observed site has an unnormalised density whose log Z depends on what is being learned or sampled."""
+
+
+class BatchingError(RuntimeError):
+    """A model cannot be run for many chains at once."""
+
+
+class InitializationError(RuntimeError):
+    """No starting point with a finite density and gradient was found."""
+
+
+class SamplingWarning(UserWarning):
+    """A run ended, but some chains need attention (divergences, stuck chains, saturated trees)."""

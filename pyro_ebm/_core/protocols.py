@@ -1,0 +1,22 @@
+"""What the layers ask of one another."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+class LogDensity(Protocol):
+    """A batched log density with its gradient: what every gradient sampler takes."""
+
+    def __call__(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
+        """`(chains, dim)` to the log density `(chains,)` and its gradient `(chains, dim)`."""
+        ...
+
+
+@runtime_checkable
+class HasLogPartition(Protocol):
+    """An energy whose `log Z = log ∫ exp(-E(x)) dx` has a closed form."""
+
+    def log_partition(self) -> Tensor:
+        """Log Z in nats, `(*batch,)`, differentiable in the parameters."""
+        ...

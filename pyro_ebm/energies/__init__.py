@@ -1,0 +1,40 @@
+"""Energies `E(x)`, each defining `p(x) ∝ exp(-E(x))`, and their algebra."""
+
+from pyro_ebm.energies.densities import (
+    DoubleWell,
+    Funnel,
+    GaussianMixture,
+    ReferenceEnergy,
+    Ring,
+    Rosenbrock,
+    correlated_gaussian,
+)
+from pyro_ebm.energies.energy import Energy, ScaledEnergy, SumEnergy
+from pyro_ebm.energies.from_distribution import DistributionEnergy
+from pyro_ebm.energies.function import FunctionEnergy, energy
+from pyro_ebm.energies.minimize import Descent, minimize
+from pyro_ebm.energies.mixture import MixtureEnergy, mixture
+from pyro_ebm.energies.neural import NeuralEnergy
+from pyro_ebm.energies.quadratic import QuadraticEnergy
+
+__all__ = [
+    "Descent",
+    "DistributionEnergy",
+    "DoubleWell",
+    "Energy",
+    "FunctionEnergy",
+    "Funnel",
+    "GaussianMixture",
+    "MixtureEnergy",
+    "NeuralEnergy",
+    "QuadraticEnergy",
+    "ReferenceEnergy",
+    "Ring",
+    "Rosenbrock",
+    "ScaledEnergy",
+    "SumEnergy",
+    "correlated_gaussian",
+    "energy",
+    "minimize",
+    "mixture",
+]
