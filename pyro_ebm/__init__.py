@@ -2,4 +2,5 @@
 
 __version__ = "0.1.0"
 
+from pyro_ebm.distributions import *  # noqa: F403
 from pyro_ebm.energies import *  # noqa: F403

@@ -30,7 +30,7 @@ class Raveler:
     def ravel(self, sites: Mapping[str, Tensor]) -> Tensor:
         """`{site: (*lead, *shape)}` to `(*lead, dim)`."""
         parts = [
-            sites[name].reshape(*sites[name].shape[: sites[name].dim() - len(shape)], shape.numel())
+            sites[name].reshape((*sites[name].shape[: sites[name].dim() - len(shape)], shape.numel()))
             for name, shape in self.shapes.items()
         ]
         return torch.cat(parts, dim=-1)
@@ -39,6 +39,6 @@ class Raveler:
         """`(*lead, dim)` to `{site: (*lead, *shape)}`."""
         parts = flat.split([shape.numel() for shape in self.shapes.values()], dim=-1)
         return {
-            name: part.reshape(*flat.shape[:-1], *shape)
+            name: part.reshape((*flat.shape[:-1], *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }

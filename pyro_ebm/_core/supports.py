@@ -97,7 +97,7 @@ def unconstraining(support: Constraint, what: str) -> Transform:
 def num_states(support: Constraint) -> int | None:
     """The number of values of one element of an elementwise finite support, or `None`."""
     support = strip_independent(support)
-    if support is constraints.boolean:
+    if same_support(support, constraints.boolean):  # not `is`: a pickled constraint is another object
         return 2
     if isinstance(support, constraints.integer_interval):
         low, high = torch.as_tensor(support.lower_bound), torch.as_tensor(support.upper_bound)

@@ -22,8 +22,9 @@ def correlated_gaussian(dim: int = 2, correlation: float = 0.9, dtype: torch.dty
     Raises:
         ValueError: if the correlation is not in `(-1 / (dim - 1), 1)`.
     """
-    if not -1 / max(dim - 1, 1) < correlation < 1:
-        raise ValueError(f"correlated_gaussian: got correlation {correlation}, expected in ({-1 / (dim - 1):.3g}, 1).")
+    lowest = -1 / max(dim - 1, 1)
+    if not lowest < correlation < 1:
+        raise ValueError(f"correlated_gaussian: got correlation {correlation}, expected in ({lowest:.3g}, 1).")
     covariance = torch.full((dim, dim), correlation, dtype=dtype).fill_diagonal_(1.0)
     return QuadraticEnergy(torch.linalg.inv(covariance))
 
@@ -62,6 +63,13 @@ class ReferenceEnergy(Energy):
         return torch.as_tensor(value, dtype=self._anchor.dtype, device=self._anchor.device)
 
 
+def _categories(probabilities: Tensor, num_draws: int, generator: Generator | None) -> Tensor:
+    """Draws by inversion, `(num_draws,)`; none are as good as many, which torch.multinomial refuses."""
+    cumulative = probabilities.cumsum(0)
+    level = torch.rand(num_draws, generator=generator, dtype=cumulative.dtype, device=cumulative.device)
+    return torch.searchsorted(cumulative, level * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
+
+
 class _LineTable:
     """Moments and draws of a density on a line, by quadrature on a fine grid: for the 1-d densities here."""
 
@@ -76,7 +84,7 @@ class _LineTable:
         return (self.probabilities * self.grid**power).sum()
 
     def draw(self, num_draws: int, generator: Generator | None) -> Tensor:
-        cells = torch.multinomial(self.probabilities, num_draws, replacement=True, generator=generator)
+        cells = _categories(self.probabilities, num_draws, generator)
         jitter = torch.rand(num_draws, generator=generator, dtype=self.grid.dtype, device=self.grid.device) - 0.5
         return self.grid[cells] + jitter * (self.grid[1] - self.grid[0])
 
@@ -223,7 +231,7 @@ class GaussianMixture(ReferenceEnergy):
     def sample(self, sample_shape: Sequence[int] = (), *, generator: Generator | None = None) -> Tensor:
         """Exact draws, `(*sample, 2)`."""
         shape = Size(sample_shape)
-        component = torch.multinomial(self.weights, shape.numel(), replacement=True, generator=generator)
+        component = _categories(self.weights, shape.numel(), generator)
         noise = self._randn(*shape, 2, generator=generator)
         return self.locs[component].reshape(*shape, 2) + self.scale * noise
 

@@ -1,11 +1,15 @@
 """Any torch or Pyro distribution as an energy."""
 
-import copy
+import inspect
 from collections.abc import Iterator
+from itertools import chain
 from typing import TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.distributions.transforms import _InverseTransform
+from torch.distributions.utils import lazy_property
 
 from pyro_ebm._core.errors import EnergySupportError
 from pyro_ebm.energies.energy import Energy
@@ -43,25 +47,27 @@ class DistributionEnergy(Energy):
                 "where it lives. Use energy(fn, event_shape, support=...) with fn(x) = -distribution.log_prob(x)."
             )
         super().__init__(distribution.event_shape, support=support, batch_shape=distribution.batch_shape)
-        self._distribution = _copy_tree(distribution)
+        self._template = _copy_tree(distribution)  # with holes where the tensors go; never evaluated
         self._paths: dict[str, tuple[str, ...]] = {}
-        for path, tensor in _tensors(self._distribution):
+        for path, leaf in list(_leaves(self._template)):
             name = "__".join(path)
+            if isinstance(leaf, nn.Module):  # a normalising flow keeps its own parameters
+                self.add_module(name, leaf)
+                continue
             self._paths[name] = path
-            if isinstance(tensor, nn.Parameter):
-                self.register_parameter(name, tensor)
-            else:
-                self.register_buffer(name, tensor)
+            _set(self._template, path, None)
+            if isinstance(leaf, nn.Parameter):
+                self.register_parameter(name, leaf)
+            else:  # a copy, for load_state_dict writes into buffers; an output of a network stays in its graph
+                self.register_buffer(name, leaf if leaf.requires_grad else leaf.clone())
 
     @property
     def distribution(self) -> Distribution:
-        """The distribution, with the energy's present parameters and buffers."""
-        if any(_get(self._distribution, path) is not getattr(self, name) for name, path in self._paths.items()):
-            fresh = _copy_tree(self._distribution)  # moved, cast or swapped: drop what was cached from the old tensors
-            for name, path in self._paths.items():
-                setattr(_get(fresh, path[:-1]), path[-1], getattr(self, name))
-            self._distribution = fresh
-        return self._distribution
+        """The distribution, with the energy's present parameters and buffers, and nothing cached from earlier ones."""
+        fresh = _copy_tree(self._template)
+        for name, path in self._paths.items():
+            _set(fresh, path, getattr(self, name))
+        return fresh
 
     def forward(self, x: Tensor) -> Tensor:
         """The energy at `(*sample, *batch, *event)`, `(*sample, *batch)`."""
@@ -69,33 +75,53 @@ class DistributionEnergy(Energy):
 
     def log_partition(self) -> Tensor:
         """Log Z of a normalised density: zeros `(*batch,)`."""
-        return next(self.buffers()).new_zeros(self.batch_shape)
+        tensors = (t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
+        return next(tensors, torch.zeros(())).new_zeros(self.batch_shape)
 
 
 def _copy_tree(node: Node) -> Node:
-    """A shallow copy of each distribution, transform and list in the tree; tensors are shared, other things kept."""
+    """A shallow copy of each distribution, transform and list in the tree; tensors are shared, other things kept.
+
+    What torch has cached in a node (inverses, last values, `logits` computed from `probs`) is left behind.
+    """
     if isinstance(node, list):
         return cast(Node, [_copy_tree(value) for value in node])
     if not isinstance(node, (Distribution, Transform)):
         return node
-    fresh = copy.copy(node)
+    fresh = object.__new__(type(node))
     for name, value in vars(node).items():
-        fresh.__dict__[name] = _copy_tree(value)
+        if name == "_inv" and not isinstance(node, _InverseTransform):
+            vars(fresh)[name] = None
+        elif name == "_cached_x_y":
+            vars(fresh)[name] = (None, None)
+        elif not _is_cached(node, name):
+            vars(fresh)[name] = _copy_tree(value)
     return fresh
 
 
-def _tensors(node: object, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """Every tensor in the tree, with its path."""
+def _is_cached(node: object, name: str) -> bool:
+    """Whether an attribute was computed from `_param`, the one of `probs` and `logits` that was given."""
+    attributes = vars(node)
+    if attributes.get("_param") is None or attributes[name] is attributes["_param"]:
+        return False
+    return isinstance(inspect.getattr_static(type(node), name, None), lazy_property)
+
+
+def _leaves(node: object, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensor | nn.Module]]:
+    """Every tensor and module in the tree, with its path."""
     items = enumerate(node) if isinstance(node, list) else vars(node).items()
     for name, value in items:
         path = (*prefix, str(name))
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, nn.Module)):
             yield path, value
         elif isinstance(value, (Distribution, Transform, list)):
-            yield from _tensors(value, path)
+            yield from _leaves(value, path)
 
 
-def _get(node: object, path: tuple[str, ...]) -> object:
-    for name in path:
+def _set(node: object, path: tuple[str, ...], value: object) -> None:
+    for name in path[:-1]:
         node = node[int(name)] if isinstance(node, list) else getattr(node, name)
-    return node
+    if isinstance(node, list):
+        node[int(path[-1])] = value
+    else:
+        vars(node)[path[-1]] = value

@@ -44,7 +44,8 @@ class FunctionEnergy(Energy):
         if len(values) != self.num_variables:
             raise TypeError(f"{self._name}: got {len(values)} values, expected {self.num_variables}.")
         leads = [leading_shape(v, s, self._name) for v, s in zip(values, self.event_shapes, strict=True)]
-        return check_energy_shape(self.fn(*values), broadcast([self.batch_shape, *leads], self._name), self._name)
+        expected = broadcast([self.batch_shape, *leads], self._name)
+        return check_energy_shape(self.fn(*values), expected, self._name)
 
 
 def energy(

@@ -1,20 +1,25 @@
 """Generation by energy minimisation: going downhill."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from tqdm.auto import tqdm
 
 from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.shapes import check_energy_shape, leading_shape, sum_rightmost
-from pyro_ebm._core.supports import unconstraining
+from pyro_ebm._core.supports import same_support, strip_independent, unconstraining
 from pyro_ebm.energies.energy import Energy
 
 # Sufficient decrease (Armijo) and the factor of each backtracking step: Nocedal and Wright 2006, section 3.1.
 _SUFFICIENT_DECREASE = 1e-4
 _BACKTRACK = 0.5
 _MAX_BACKTRACKS = 40
+# The farthest that one step moves a coordinate of a constrained support, in log or logit units: a longer one can land
+# where the transform is flat, which looks like a minimum.
+_REACH = 1.0
 
 
 class Descent(NamedTuple):
@@ -100,6 +105,7 @@ def minimize(
     def largest(g: Tensor) -> Tensor:
         return g.abs().flatten(len(lead)).amax(-1) if event_dims else g.abs()
 
+    reach = math.inf if same_support(strip_independent(energy.support), constraints.real) else _REACH
     step = (1.0 / largest(gradient).clamp(min=1.0)) * 0.1
     energies, path = [value], [x0.detach()]
     for _ in tqdm(range(num_steps), desc="Descent", disable=disable_progbar):
@@ -107,7 +113,7 @@ def minimize(
         if not bool(active.any()):
             break
         slope = sum_rightmost(gradient.square(), event_dims)
-        eta, pending = step, active
+        eta, pending = torch.minimum(step, reach / largest(gradient)), active
         new_u, new_value, new_gradient = u, value, gradient
         for _ in range(_MAX_BACKTRACKS):
             trial = torch.where(per_start(pending), u - per_start(eta) * gradient, new_u)

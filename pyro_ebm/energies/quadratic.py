@@ -100,7 +100,8 @@ class QuadraticEnergy(Energy):
     @property
     def covariance(self) -> Tensor:
         """The covariance `Λ⁻¹`, `(*batch, d, d)`."""
-        return torch.cholesky_inverse(self._cholesky())
+        inverse = torch.cholesky_inverse(self._cholesky())
+        return inverse.expand(*self.batch_shape, *inverse.shape[-2:])
 
     @property
     def variance(self) -> Tensor:

@@ -1,0 +1,23 @@
+"""Random numbers from a generator of one's own."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+
+def seeded_generator(device: torch.device) -> Generator:
+    """A generator seeded from torch's global one, so that `pyro.set_rng_seed` makes a run repeatable."""
+    generator = Generator(device)
+    generator.manual_seed(int(torch.randint(2**62, ())))
+    return generator
+
+
+def normal(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:
+    """Standard normal numbers with the dtype and device of `like`."""
+    return torch.randn(list(shape), generator=generator, dtype=like.dtype, device=like.device)
+
+
+def uniform(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:
+    """Uniform numbers in [0, 1) with the dtype and device of `like`."""
+    return torch.rand(list(shape), generator=generator, dtype=like.dtype, device=like.device)

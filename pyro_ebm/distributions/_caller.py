@@ -1,0 +1,73 @@
+"""Who in Pyro is asking?
+
+Pyro tells a distribution neither the name of its site nor what a draw is for. Where that decides between a right answer
+and a silent error, or between a cheap call and a long one, we look up the call stack for the Pyro functions concerned.
+"""
+
+import sys
+from collections.abc import Collection, Iterator
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import pyro.infer.mcmc.util
+import pyro.infer.predictive
+from pyro.infer.autoguide import initialization
+from pyro.poutine.trace_struct import Trace
+
+# They add up the log probabilities of sites: what a missing log Z goes missing from.
+_SCORING: set[CodeType] = {
+    getattr(Trace, name).__code__ for name in ("log_prob_sum", "compute_log_prob", "compute_score_parts")
+}
+# Pyro's HMC and NUTS put values to the latent sites here, and those look observed.
+_POTENTIAL: CodeType = pyro.infer.mcmc.util._PEMaker._potential_fn.__code__
+# They call sample() to learn a shape, and throw the draw away.
+_SHAPING: set[CodeType] = {
+    function.__code__
+    for function in (
+        initialization.init_to_uniform,
+        initialization.init_to_feasible,
+        pyro.infer.mcmc.util._guess_max_plate_nesting,
+    )
+}
+# The prior predictive's two shape-learning passes are those with an initialisation strategy.
+_INIT_TO_SAMPLE: CodeType = initialization.init_to_sample.__code__
+_PREDICTIVE: CodeType = pyro.infer.predictive._predictive.__code__
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+class ScoredSite(NamedTuple):
+    """A site whose log probability Pyro is computing.
+
+    Attributes:
+        name: its name.
+        is_observed: whether it has a value that was not drawn in this trace.
+        moved_by_mcmc: whether that value is one that Pyro's HMC or NUTS is trying.
+    """
+
+    name: str
+    is_observed: bool
+    moved_by_mcmc: bool
+
+
+def scored_site() -> ScoredSite | None:
+    """The site whose log probability is being computed, or `None` outside of Pyro's inference."""
+    site: dict[str, Any] | None = None
+    moved: Collection[str] = ()
+    for frame in _frames():
+        if site is None and frame.f_code in _SCORING:
+            site = frame.f_locals["site"]
+        if frame.f_code is _POTENTIAL:
+            moved = frame.f_locals["params"]
+    return None if site is None else ScoredSite(site["name"], site["is_observed"], site["name"] in moved)
+
+
+def only_shape_needed() -> bool:
+    """Whether the draw being made is one that Pyro makes for its shape alone."""
+    codes = {frame.f_code for frame in _frames()}
+    return not codes.isdisjoint(_SHAPING) or {_INIT_TO_SAMPLE, _PREDICTIVE} <= codes

@@ -1,0 +1,98 @@
+"""How an `EnergyDistribution` samples when it is given no sampler.
+
+Exactly where it can, by a short adapted run else.
+"""
+
+import math
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution
+
+from pyro_ebm._core.errors import EnergySupportError, InitializationError
+from pyro_ebm._core.gradients import value_and_gradient
+from pyro_ebm._core.randomness import seeded_generator
+from pyro_ebm._core.shapes import sum_rightmost
+from pyro_ebm._core.supports import enumerable_states, unconstraining
+from pyro_ebm.mcmc.algorithm import nuts_algorithm
+from pyro_ebm.mcmc.run import Run, RunSettings
+
+# Each draw is the end of a chain of its own: 150 adapting transitions, then 50. Fewer chains than 16 would adapt badly.
+_WARMUP_STEPS, _STEPS, _MIN_CHAINS = 150, 50, 16
+
+
+def init_sample(distribution: TorchDistribution, base: Distribution | None, sample_shape: Size, like: Tensor) -> Tensor:
+    """A point of the right shape inside the support, from the base or the middle of the support: not a draw."""
+    shape = distribution.shape(sample_shape)
+    if base is not None:
+        expanded: Tensor = base.expand(distribution.batch_shape).sample(sample_shape)
+        return expanded
+    if distribution.support.is_discrete:
+        if enumerable_states(distribution.support, distribution.event_shape) is None:
+            raise EnergySupportError(
+                f"EnergyDistribution: cannot find a point of {distribution.support}. Give a base, as a starting point."
+            )
+        states: Tensor = distribution.enumerate_support(expand=False)
+        return states[0].expand(shape).contiguous()
+    transform = unconstraining(distribution.support, "EnergyDistribution")
+    middle: Tensor = transform(like.new_zeros(transform.inverse_shape(shape)))
+    return middle.contiguous()
+
+
+def enumerated_sample(distribution: TorchDistribution, sample_shape: Size) -> Tensor:
+    """Exact draws, by enumeration of all states."""
+    states: Tensor = distribution.enumerate_support(expand=True)
+    probabilities = torch.softmax(distribution.unnormalized_log_prob(states), dim=0).movedim(0, -1)
+    index = torch.multinomial(probabilities.reshape(-1, len(states)), sample_shape.numel(), replacement=True)
+    index = index.mT.reshape(*sample_shape, *distribution.batch_shape)
+    flat = states.reshape(len(states), distribution.batch_shape.numel(), -1)[:, 0]  # the same for every batch element
+    return flat[index].reshape(distribution.shape(sample_shape))
+
+
+def run_sample(distribution: TorchDistribution, base: Distribution | None, sample_shape: Size, like: Tensor) -> Tensor:
+    """Draws by NUTS: each is the last state of a chain of its own, 200 transitions from its start.
+
+    Raises:
+        EnergySupportError: if the support is discrete and too large to enumerate.
+        InitializationError: if the density is not finite where the chains start.
+    """
+    if distribution.support.is_discrete:
+        raise EnergySupportError(
+            f"EnergyDistribution.sample: got the discrete support {distribution.support} over event shape "
+            f"{tuple(distribution.event_shape)}, too many states to enumerate. Give a sampler: EnergyDistribution(..., "
+            "sampler=fn), with fn(distribution, sample_shape) returning draws."
+        )
+    transform = unconstraining(distribution.support, "EnergyDistribution.sample")
+    per_draw = max(1, distribution.batch_shape.numel())
+    repeats = math.ceil(_MIN_CHAINS / (per_draw * max(1, sample_shape.numel())))
+    lead = Size([repeats, *sample_shape, *distribution.batch_shape])
+    start = init_sample(distribution, base, Size([repeats, *sample_shape]), like)
+    unconstrained = transform.inv(start)
+    if base is None:
+        unconstrained = unconstrained + torch.empty_like(unconstrained).uniform_(-2, 2)
+    flat = unconstrained.reshape(lead.numel(), -1)
+
+    def log_density(u: Tensor) -> Tensor:
+        u = u.reshape(unconstrained.shape)
+        value = transform(u)
+        jacobian = transform.log_abs_det_jacobian(u, value)
+        log_prob: Tensor = distribution.unnormalized_log_prob(value)
+        return log_prob.flatten() + sum_rightmost(jacobian, jacobian.dim() - len(lead)).flatten()
+
+    if not bool(torch.isfinite(log_density(flat)).all()):
+        raise InitializationError(
+            "EnergyDistribution.sample: got a density that is not finite where the sampler starts (the base's draws, "
+            "or near the middle of the support). Give a base that overlaps with the energy, or a sampler."
+        )
+    run = Run(
+        nuts_algorithm(),
+        lambda u: value_and_gradient(log_density, u),
+        flat,
+        seeded_generator(flat.device),
+        RunSettings(num_samples=_STEPS, warmup_steps=_WARMUP_STEPS),
+    )
+    while not run.finished:
+        run.advance()
+    draws: Tensor = transform(run.position.reshape(unconstrained.shape))
+    return draws[0].detach()

@@ -1,0 +1,258 @@
+"""`EnergyDistribution`: an energy as a Pyro distribution."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
+
+from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
+from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
+from pyro_ebm._core.supports import enumerable_states, enumerate_states, same_support, with_event_dim
+from pyro_ebm.distributions._caller import only_shape_needed
+from pyro_ebm.distributions._legality import check_unnormalized
+from pyro_ebm.distributions.default_sampler import enumerated_sample, init_sample, run_sample
+from pyro_ebm.energies import Energy
+
+
+class Normalizer(Protocol):
+    """An object that supplies log Z, with the right gradient."""
+
+    def log_normalizer(self, energy: Energy, base: Distribution | None) -> Tensor:
+        """Log of `∫ base(x) exp(-E(x)) dx` in nats, broadcastable to `(*batch,)`, differentiable in the parameters."""
+        ...
+
+
+class Sampler(Protocol):
+    """A callable that draws from an energy distribution."""
+
+    def __call__(self, distribution: EnergyDistribution, sample_shape: Size, /) -> Tensor:
+        """Draws `(*sample, *batch, *event)`."""
+        ...
+
+
+@runtime_checkable
+class _ExactlySampled(Protocol):
+    def sample(self, sample_shape: Size) -> Tensor: ...
+
+
+class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
+    """The density `p(x) = base(x) exp(-E(x)) / Z`, as a Pyro distribution.
+
+    `log_prob(x) = base.log_prob(x) - E(x) - log Z` in nats; without a `log_normalizer` the last term is left out, and
+    `is_normalized` is false. An unnormalised density is right wherever log Z is a constant: in the posterior by HMC,
+    NUTS or SVI, as long as the energy depends on nothing that is learned or sampled but its own argument. Where it is
+    not, Pyro's inference raises `UnnormalizedError` instead of going wrong silently.
+
+    Args:
+        energy: an energy over one variable.
+        base: a distribution with the same event shape: it gives the support, starting points and, if it is proper,
+            integrability. `None` is the flat measure on `energy.support`.
+        log_normalizer: log Z: nothing, a tensor that broadcasts with the batch shape (`energy.log_partition()`, where
+            there is one), or a `Normalizer`.
+        sampler: what `.sample()` calls, as `sampler(distribution, sample_shape)`. By default exact draws where the
+            energy has them or its states can be enumerated, else a short adapted NUTS run with a chain for each draw.
+        validate_args: whether values are checked; torch's default.
+
+    Attributes:
+        energy: the energy.
+        base: the base, or `None`.
+
+    Raises:
+        EnergyShapeError: if event or batch shapes do not fit.
+        EnergySupportError: if the base lives where the energy is not defined.
+
+    >>> import pyro
+    >>> from pyro_ebm import DoubleWell
+    >>> prior = EnergyDistribution(DoubleWell(dim=2))
+    >>> def model():
+    ...     z = pyro.sample("z", prior)
+    ...     return pyro.sample("x", pyro.distributions.Normal(z, 0.1).to_event(1))
+    >>> prior.log_prob(torch.zeros(5, 2)).shape, prior.is_normalized
+    (torch.Size([5]), False)
+    """
+
+    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (torch's own declaration)
+    has_rsample = False
+
+    energy: Energy
+    base: Distribution | None
+
+    def __init__(
+        self,
+        energy: Energy,
+        base: Distribution | None = None,
+        *,
+        log_normalizer: Tensor | Normalizer | None = None,
+        sampler: Sampler | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(energy, Energy):
+            raise TypeError(
+                f"EnergyDistribution: got {type(energy).__name__}, expected an Energy. "
+                "Wrap a callable with energy(fn, event_shape=...), a distribution with DistributionEnergy(...)."
+            )
+        if base is not None and base.event_shape != energy.event_shape:
+            raise EnergyShapeError(
+                f"EnergyDistribution: got a base with event shape {tuple(base.event_shape)}, expected the energy's "
+                f"{tuple(energy.event_shape)}. Turn batch dims into event dims with base.to_event(n)."
+            )
+        self.energy, self.base, self.sampler = energy, base, sampler
+        self._log_normalizer = log_normalizer
+        self._support = energy.support if base is None else _base_support(base, energy)
+        shapes = [energy.batch_shape]
+        if base is not None:
+            shapes.append(base.batch_shape)
+        if isinstance(log_normalizer, Tensor):
+            shapes.append(log_normalizer.shape)
+        super().__init__(broadcast(shapes, "EnergyDistribution"), energy.event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Size, _instance: Any = None) -> EnergyDistribution:
+        """The same density for a larger batch; energy, base, log Z and sampler are shared, not copied."""
+        new: EnergyDistribution = self._get_checked_instance(EnergyDistribution, _instance)
+        batch_shape = Size(batch_shape)
+        if broadcast([self.batch_shape, batch_shape], "EnergyDistribution.expand") != batch_shape:
+            raise EnergyShapeError(
+                f"EnergyDistribution.expand: got batch shape {tuple(self.batch_shape)}, expected one that expands to "
+                f"{tuple(batch_shape)}. Under a subsampled plate, index parameters and covariates by the plate's "
+                "indices."
+            )
+        new.energy, new.base, new.sampler = self.energy, self.base, self.sampler
+        new._log_normalizer, new._support = self._log_normalizer, self._support
+        super(EnergyDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @constraints.dependent_property
+    def support(self) -> Constraint:
+        """Where the density lives: the base's support, or the energy's."""
+        return self._support
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether `log_prob` has log Z in it."""
+        return self._log_normalizer is not None
+
+    def unnormalized_log_prob(self, value: Tensor) -> Tensor:
+        """`base.log_prob(x) - E(x)` at `(*sample, *batch, *event)`, `(*sample, *batch)`.
+
+        Nothing is checked but shapes.
+        """
+        return self._terms(value)[0]
+
+    def _terms(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        what = f"EnergyDistribution({type(self.energy).__name__})"
+        lead = leading_shape(value, self.event_shape, what)
+        expected = broadcast([lead, self.energy.batch_shape], what)
+        energy = check_energy_shape(self.energy(value), expected, what)
+        log_prob = -energy if self.base is None else self.base.log_prob(value) - energy
+        return log_prob.expand(broadcast([lead, self.batch_shape], what)), energy
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """`base.log_prob(x) - E(x) - log Z` in nats.
+
+        Args:
+            value: `(*sample, *batch, *event)`.
+
+        Returns:
+            `(*sample, *batch)`.
+
+        Raises:
+            EnergyShapeError: if the energy does not reduce just the event dims.
+            UnnormalizedError: when Pyro scores a site without log Z, and log Z depends on what is learned or sampled.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        log_prob, energy = self._terms(value)
+        if self._log_normalizer is None:
+            check_unnormalized(energy, (value,))
+            return log_prob
+        if isinstance(self._log_normalizer, Tensor):
+            return log_prob - self._log_normalizer
+        return log_prob - self._log_normalizer.log_normalizer(self.energy, self.base)
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008  (torch's signature)
+        """Draws `(*sample, *batch, *event)`, detached.
+
+        Where Pyro asks for a draw only to learn its shape (setting up a kernel, a guide or a predictive), it gets a
+        point of the support at no cost.
+
+        Raises:
+            EnergySupportError: if there is no default sampler for the support: give one.
+            InitializationError: if the density is not finite where the default sampler starts.
+            EnergyShapeError: if the sampler given returns the wrong shape.
+        """
+        sample_shape = Size(sample_shape)
+        with torch.inference_mode(False), torch.no_grad():
+            if only_shape_needed():
+                return init_sample(self, self.base, sample_shape, self._like())
+            if self.sampler is not None:
+                draws = self.sampler(self, sample_shape)
+                if draws.shape != self.shape(sample_shape):
+                    raise EnergyShapeError(
+                        f"EnergyDistribution.sample: the sampler returned shape {tuple(draws.shape)}, expected "
+                        f"(*sample, *batch, *event) = {tuple(self.shape(sample_shape))}."
+                    )
+                return draws.detach()
+            if self._samples_exactly():
+                extra = len(self.batch_shape) - len(self.energy.batch_shape)
+                return cast(_ExactlySampled, self.energy).sample(sample_shape + self.batch_shape[:extra])
+            if self.has_enumerate_support:
+                return enumerated_sample(self, sample_shape)
+            return run_sample(self, self.base, sample_shape, self._like())
+
+    def _samples_exactly(self) -> bool:
+        extra = len(self.batch_shape) - len(self.energy.batch_shape)
+        same_batch = self.batch_shape[extra:] == self.energy.batch_shape
+        return self.base is None and same_batch and isinstance(self.energy, _ExactlySampled)
+
+    def _like(self) -> Tensor:
+        """A tensor with the dtype and device of the energy."""
+        for tensor in (*self.energy.parameters(), *self.energy.buffers()):
+            if tensor.is_floating_point():
+                return tensor
+        return torch.empty(())
+
+    @property
+    def has_enumerate_support(self) -> bool:
+        """Whether the support is finite, with at most 2**16 states."""
+        return enumerable_states(self._support, self.event_shape) is not None
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All states, `(states, *batch, *event)`, or with ones for the batch if not to be expanded."""
+        if not self.has_enumerate_support:
+            raise NotImplementedError(
+                f"EnergyDistribution: got support {self._support} over event shape {tuple(self.event_shape)}, "
+                "expected a "
+                "finite one with at most 65536 joint states. Sample it instead."
+            )
+        like = self._like()
+        states = enumerate_states(self._support, self.event_shape, like.dtype, like.device)
+        states = states.reshape(-1, *[1] * len(self.batch_shape), *self.event_shape)
+        return states.expand(-1, *self.batch_shape, *self.event_shape) if expand else states
+
+    def __repr__(self) -> str:
+        """Name the energy, the base and the shapes."""
+        base = "" if self.base is None else f", base={type(self.base).__name__}"
+        return (
+            f"EnergyDistribution({type(self.energy).__name__}{base}, batch_shape={tuple(self.batch_shape)}, "
+            f"event_shape={tuple(self.event_shape)}, is_normalized={self.is_normalized})"
+        )
+
+
+def _base_support(base: Distribution, energy: Energy) -> Constraint:
+    if base.support is None:
+        raise EnergySupportError(f"EnergyDistribution: got a base {type(base).__name__} that has no support.")
+    support = with_event_dim(base.support, len(energy.event_shape), "EnergyDistribution")
+    everywhere = with_event_dim(constraints.real, len(energy.event_shape), "EnergyDistribution")
+    if not same_support(energy.support, support) and not same_support(energy.support, everywhere):
+        raise EnergySupportError(
+            f"EnergyDistribution: got a base on {support} and an energy on {energy.support}, expected an energy that "
+            "is "
+            "defined on the base's support. Declare the energy on that support (support=...)."
+        )
+    return support

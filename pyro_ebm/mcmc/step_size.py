@@ -1,0 +1,109 @@
+"""The leapfrog step size: a first guess, and dual averaging to a target acceptance probability, pooled over chains."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ebm._core.protocols import LogDensity
+from pyro_ebm.mcmc.integrator import energy_error, hamiltonian, leapfrog
+
+# Hoffman and Gelman 2014, section 3.2.1.
+_SHRINKAGE, _STABILITY, _FORGETTING = 0.05, 10.0, 0.75
+_MAX_DOUBLINGS = 60
+
+
+def reasonable_step_size(log_density: LogDensity, position: Tensor, momentum: Tensor, start: Tensor) -> Tensor:
+    """The step size at which the acceptance of one leapfrog step crosses 0.8: the median over chains, `()`.
+
+    Each chain doubles or halves its own step, starting at `start`, until its acceptance probability crosses 0.8.
+
+    Args:
+        log_density: the log density with its gradient.
+        position: where the chains are, `(chains, dim)`.
+        momentum: standard normal, `(chains, dim)`.
+        start: the first guess, `()`.
+
+    References:
+        Hoffman and Gelman 2014, The no-U-turn sampler, algorithm 4.
+    """
+    value, gradient = log_density(position)
+    initial_energy = hamiltonian(value, momentum)
+
+    def accepts(step: Tensor) -> Tensor:
+        _, end_momentum, end_value, end_gradient = leapfrog(log_density, position, momentum, gradient, step[:, None])
+        return energy_error(hamiltonian(end_value, end_momentum), initial_energy, end_gradient) < -math.log(0.8)
+
+    step = start.expand(position.shape[0]).clone()
+    growing = accepts(step)
+    active = torch.ones_like(growing)
+    for _ in range(_MAX_DOUBLINGS):
+        step = torch.where(active, torch.where(growing, 2 * step, 0.5 * step), step)
+        active = active & (accepts(step) == growing)
+        if not active.any():
+            break
+    return step.log().median().exp()
+
+
+class DualAveraging(NamedTuple):
+    """Nesterov's dual averaging of `log ε`, one update for each `chains` transitions, all tensors `()`.
+
+    One update waits for as many transitions as there are chains, so that its gain and lag are those of one chain,
+    however many chains there are and however long their trajectories.
+
+    Attributes:
+        log_step_size: the present `log ε`.
+        log_average: the average of `log ε`: what sampling uses.
+        centre: the point towards which `log ε` shrinks.
+        error: the running mean of target minus acceptance.
+        num_updates: updates made.
+        acceptance_sum: of the transitions since the last update.
+        transitions: their number.
+    """
+
+    log_step_size: Tensor
+    log_average: Tensor
+    centre: Tensor
+    error: Tensor
+    num_updates: Tensor
+    acceptance_sum: Tensor
+    transitions: Tensor
+
+    @classmethod
+    def start(cls, step_size: Tensor) -> "DualAveraging":
+        """Begin at a step size, `()`."""
+        zero, log_step = torch.zeros_like(step_size), step_size.log()
+        return cls(log_step, log_step, log_step + math.log(10), zero, zero, zero, zero)
+
+    def update(self, acceptance: Tensor, done: Tensor, target: float) -> "DualAveraging":
+        """Take in the acceptance probabilities `(chains,)` of the chains that are `done`, `(chains,)`."""
+        acceptance_sum = self.acceptance_sum + torch.where(done, acceptance, 0).sum()
+        transitions = self.transitions + done.sum()
+        full = transitions >= done.shape[0]
+        count = self.num_updates + 1
+        weight = 1 / (count + _STABILITY)
+        error = (1 - weight) * self.error + weight * (target - acceptance_sum / transitions.clamp(min=1))
+        log_step = self.centre - count.sqrt() / _SHRINKAGE * error
+        decay = count**-_FORGETTING
+        updated = DualAveraging(
+            log_step_size=log_step,
+            log_average=decay * log_step + (1 - decay) * self.log_average,
+            centre=self.centre,
+            error=error,
+            num_updates=count,
+            acceptance_sum=torch.zeros_like(acceptance_sum),
+            transitions=torch.zeros_like(transitions),
+        )
+        waiting = self._replace(acceptance_sum=acceptance_sum, transitions=transitions)
+        return DualAveraging(*(torch.where(full, new, old) for new, old in zip(updated, waiting, strict=True)))
+
+    @property
+    def step_size(self) -> Tensor:
+        """The step size to use while adapting, `()`."""
+        return self.log_step_size.exp()
+
+    @property
+    def final_step_size(self) -> Tensor:
+        """The step size to use afterwards, `()`."""
+        return self.log_average.exp()
