@@ -5,14 +5,17 @@ and a silent error, or between a cheap call and a long one, we look up the call 
 """
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
+from inspect import unwrap
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+import pyro.infer.inspect
 import pyro.infer.mcmc.util
 import pyro.infer.predictive
 from pyro.infer.autoguide import initialization
 from pyro.poutine.trace_struct import Trace
+from torch import Tensor
 
 # They add up the log probabilities of sites: what a missing log Z goes missing from.
 _SCORING: set[CodeType] = {
@@ -20,13 +23,17 @@ _SCORING: set[CodeType] = {
 }
 # Pyro's HMC and NUTS put values to the latent sites here, and those look observed.
 _POTENTIAL: CodeType = pyro.infer.mcmc.util._PEMaker._potential_fn.__code__
-# They call sample() to learn a shape, and throw the draw away.
+# Their set-up scores the model once more, if it enumerates.
+_MCMC_SETUP: CodeType = pyro.infer.mcmc.util.initialize_model.__code__
+# They call sample() to learn a shape or what depends on what, and throw the draw away.
 _SHAPING: set[CodeType] = {
     function.__code__
     for function in (
         initialization.init_to_uniform,
         initialization.init_to_feasible,
         pyro.infer.mcmc.util._guess_max_plate_nesting,
+        unwrap(pyro.infer.inspect.get_dependencies),
+        pyro.infer.inspect.get_model_relations,
     )
 }
 # The prior predictive's two shape-learning passes are those with an initialisation strategy.
@@ -46,25 +53,35 @@ class ScoredSite(NamedTuple):
 
     Attributes:
         name: its name.
-        is_observed: whether it has a value that was not drawn in this trace.
-        moved_by_mcmc: whether that value is one that Pyro's HMC or NUTS is trying.
+        is_observed: whether it has a value that was not drawn or moved by inference.
+        moved: what MCMC is moving, all else being constant to it; `None` if this is not MCMC.
     """
 
     name: str
     is_observed: bool
-    moved_by_mcmc: bool
+    moved: Sequence[Tensor] | None
 
 
 def scored_site() -> ScoredSite | None:
     """The site whose log probability is being computed, or `None` outside of Pyro's inference."""
     site: dict[str, Any] | None = None
-    moved: Collection[str] = ()
+    moved: dict[str, Tensor] | None = None
     for frame in _frames():
         if site is None and frame.f_code in _SCORING:
-            site = frame.f_locals["site"]
-        if frame.f_code is _POTENTIAL:
+            site, trace = frame.f_locals["site"], frame.f_locals["self"]
+            moved = {name: node["value"] for name, node in trace.nodes.items() if _moved_by_mcmc(node)} or None
+        elif moved is None and frame.f_code is _POTENTIAL:
             moved = frame.f_locals["params"]
-    return None if site is None else ScoredSite(site["name"], site["is_observed"], site["name"] in moved)
+        elif moved is None and frame.f_code is _MCMC_SETUP:
+            moved = {}
+    if site is None or site["mask"] is False:  # what is masked out is computed, and not used
+        return None
+    is_observed = site["is_observed"] and site["name"] not in (moved or ())
+    return ScoredSite(site["name"], is_observed, None if moved is None else list(moved.values()))
+
+
+def _moved_by_mcmc(node: dict[str, Any]) -> bool:
+    return node["type"] == "sample" and "moved_by_mcmc" in node["infer"]
 
 
 def only_shape_needed() -> bool:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.graph import Node
 
 from pyro_ebm._core.errors import UnnormalizedError, UnnormalizedObservationError
 from pyro_ebm.distributions._caller import scored_site
@@ -17,49 +18,51 @@ _WAYS_OUT = (
 )
 
 
-def check_unnormalized(energy: Tensor, arguments: Sequence[Tensor]) -> None:
+def check_unnormalized(density: Tensor, arguments: Sequence[Tensor]) -> None:
     """Raise if Pyro is scoring a site whose missing log Z is not a constant.
 
     Args:
-        energy: the energy as computed, `(*sample, *batch)`.
-        arguments: the values that it is the energy of.
+        density: the energy or the unnormalised log density as computed, `(*sample, *batch)`.
+        arguments: the values that it is a function of.
 
     Raises:
-        UnnormalizedObservationError: at an observed site, if the energy depends on learned or sampled tensors.
+        UnnormalizedObservationError: at an observed site, if the density depends on learned or sampled tensors.
         UnnormalizedError: at a latent site, likewise.
     """
-    if not energy.requires_grad or not torch.is_grad_enabled():
+    if not density.requires_grad or not torch.is_grad_enabled():
         return
     site = scored_site()
     if site is None:
         return
-    others = _leaves(energy, arguments)
-    if site.moved_by_mcmc:  # MCMC moves only the values: parameters of modules stay where they are
-        others = [leaf for leaf in others if not isinstance(leaf, nn.Parameter)]
+    nodes, leaves = _upstream(density, arguments)
+    if site.moved is None:
+        others = list(leaves.values())
+    else:
+        others = [value for value in site.moved if value.grad_fn in nodes or id(value) in leaves]
     if not others:
         return
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in others[:3]) + (", ..." if len(others) > 3 else "")
-    observed = site.is_observed and not site.moved_by_mcmc
-    kind, error = ("observed", UnnormalizedObservationError) if observed else ("latent", UnnormalizedError)
+    shapes = ", ".join(str(tuple(other.shape)) for other in others[:3]) + (", ..." if len(others) > 3 else "")
+    kind, error = ("observed", UnnormalizedObservationError) if site.is_observed else ("latent", UnnormalizedError)
     raise error(
         f'at {kind} site "{site.name}": got an unnormalised energy that depends on {len(others)} learned or sampled '
         f"tensor(s) (shapes {shapes}), expected none but its own argument, for log Z depends on them too. {_WAYS_OUT}"
     )
 
 
-def _leaves(output: Tensor, arguments: Sequence[Tensor]) -> list[Tensor]:
-    """The leaf tensors that `output` depends on by autograd, other than through its arguments."""
+def _upstream(output: Tensor, arguments: Sequence[Tensor]) -> tuple[set[Node], dict[int, Tensor]]:
+    """What `output` depends on by autograd, other than through its arguments: graph nodes, and leaf tensors by id."""
     own = {value.grad_fn for value in arguments}
     own_leaves = {id(value) for value in arguments}
-    found: dict[int, Tensor] = {}
-    stack, seen = [output.grad_fn], set()
+    stack: list[Node | None] = [output.grad_fn]
+    nodes: set[Node] = set()
+    leaves: dict[int, Tensor] = {}
     while stack:
         node = stack.pop()
-        if node is None or node in seen or node in own:
+        if node is None or node in nodes or node in own:
             continue
-        seen.add(node)
+        nodes.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in own_leaves:
-            found[id(leaf)] = leaf
+            leaves[id(leaf)] = leaf
         stack.extend(parent for parent, _ in node.next_functions)
-    return list(found.values())
+    return nodes, leaves

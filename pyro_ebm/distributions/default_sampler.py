@@ -14,7 +14,7 @@ from pyro_ebm._core.errors import EnergySupportError, InitializationError
 from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm._core.shapes import sum_rightmost
-from pyro_ebm._core.supports import enumerable_states, unconstraining
+from pyro_ebm._core.supports import strip_independent, unconstraining
 from pyro_ebm.mcmc.algorithm import nuts_algorithm
 from pyro_ebm.mcmc.run import Run, RunSettings
 
@@ -29,12 +29,13 @@ def init_sample(distribution: TorchDistribution, base: Distribution | None, samp
         expanded: Tensor = base.expand(distribution.batch_shape).sample(sample_shape)
         return expanded
     if distribution.support.is_discrete:
-        if enumerable_states(distribution.support, distribution.event_shape) is None:
+        lowest = getattr(strip_independent(distribution.support), "lower_bound", 0)
+        point = like.new_zeros(shape) + lowest
+        if not bool(distribution.support.check(point).all()):
             raise EnergySupportError(
                 f"EnergyDistribution: cannot find a point of {distribution.support}. Give a base, as a starting point."
             )
-        states: Tensor = distribution.enumerate_support(expand=False)
-        return states[0].expand(shape).contiguous()
+        return point
     transform = unconstraining(distribution.support, "EnergyDistribution")
     middle: Tensor = transform(like.new_zeros(transform.inverse_shape(shape)))
     return middle.contiguous()

@@ -101,6 +101,14 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                 f"EnergyDistribution: got a base with event shape {tuple(base.event_shape)}, expected the energy's "
                 f"{tuple(energy.event_shape)}. Turn batch dims into event dims with base.to_event(n)."
             )
+        if not (
+            log_normalizer is None or isinstance(log_normalizer, Tensor) or hasattr(log_normalizer, "log_normalizer")
+        ):
+            raise TypeError(
+                f"EnergyDistribution: got a {type(log_normalizer).__name__} as log_normalizer, expected a tensor, or "
+                "an "
+                "object with a method log_normalizer(energy, base). Wrap a number with torch.tensor(...)."
+            )
         self.energy, self.base, self.sampler = energy, base, sampler
         self._log_normalizer = log_normalizer
         self._support = energy.support if base is None else _base_support(base, energy)
@@ -115,7 +123,10 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         """The same density for a larger batch; energy, base, log Z and sampler are shared, not copied."""
         new: EnergyDistribution = self._get_checked_instance(EnergyDistribution, _instance)
         batch_shape = Size(batch_shape)
-        if broadcast([self.batch_shape, batch_shape], "EnergyDistribution.expand") != batch_shape:
+        extra = len(batch_shape) - len(self.batch_shape)
+        if extra < 0 or any(
+            old not in (1, size) for old, size in zip(self.batch_shape, batch_shape[extra:], strict=True)
+        ):
             raise EnergyShapeError(
                 f"EnergyDistribution.expand: got batch shape {tuple(self.batch_shape)}, expected one that expands to "
                 f"{tuple(batch_shape)}. Under a subsampled plate, index parameters and covariates by the plate's "
@@ -142,15 +153,12 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
 
         Nothing is checked but shapes.
         """
-        return self._terms(value)[0]
-
-    def _terms(self, value: Tensor) -> tuple[Tensor, Tensor]:
         what = f"EnergyDistribution({type(self.energy).__name__})"
         lead = leading_shape(value, self.event_shape, what)
         expected = broadcast([lead, self.energy.batch_shape], what)
         energy = check_energy_shape(self.energy(value), expected, what)
         log_prob = -energy if self.base is None else self.base.log_prob(value) - energy
-        return log_prob.expand(broadcast([lead, self.batch_shape], what)), energy
+        return log_prob.expand(broadcast([lead, self.batch_shape], what))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`base.log_prob(x) - E(x) - log Z` in nats.
@@ -167,9 +175,9 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         """
         if self._validate_args:
             self._validate_sample(value)
-        log_prob, energy = self._terms(value)
+        log_prob = self.unnormalized_log_prob(value)
         if self._log_normalizer is None:
-            check_unnormalized(energy, (value,))
+            check_unnormalized(log_prob, (value,))
             return log_prob
         if isinstance(self._log_normalizer, Tensor):
             return log_prob - self._log_normalizer

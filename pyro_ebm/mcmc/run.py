@@ -61,7 +61,7 @@ class Run:
 
     Attributes:
         metric: the present metric.
-        step_size: the present leapfrog step size, `()`.
+        step_size: the leapfrog step size that the last window found, `()`.
         draws: the recorder of draws; `warmup_draws` that of the warm-up.
     """
 
@@ -116,6 +116,11 @@ class Run:
         return self.metric.to_position(self._state.position)
 
     @property
+    def current_step_size(self) -> Tensor:
+        """The leapfrog step size of trajectories that start now, `()`."""
+        return self._averaging.step_size if self.warming_up and self.settings.adapt_step_size else self.step_size
+
+    @property
     def mean_acceptance(self) -> float:
         """Mean acceptance probability of the last transitions."""
         return float(self._acceptance)
@@ -145,12 +150,11 @@ class Run:
 
     def _tick(self) -> None:
         adapting = self.warming_up and self.settings.adapt_step_size
-        step_size = self._averaging.step_size if adapting else self.step_size
         self._state, info = self.algorithm.step(
             self._density,
             self._state,
             self.algorithm.draw_randomness(self._state.position, self.generator),
-            self.algorithm.parameters(step_size, self.warming_up),
+            self.algorithm.parameters(self.current_step_size, self.warming_up),
         )
         finished = info.done.sum()
         mean = torch.where(info.done, info.acceptance_rate, 0).sum() / finished.clamp(min=1)

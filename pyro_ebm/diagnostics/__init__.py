@@ -1,0 +1,1 @@
+"""What draws are worth: ArviZ conversion, convergence, plots."""

@@ -1,0 +1,134 @@
+"""`to_arviz`: a run with everything that ArviZ can use of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyro.infer
+import torch
+from torch import Tensor
+
+from pyro_ebm.diagnostics.inference_data import inference_data
+from pyro_ebm.infer.structure import Structure
+from pyro_ebm.infer.target import Target, build_target
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+
+    from pyro_ebm.infer.mcmc import MCMC
+
+
+def to_arviz(
+    mcmc: MCMC | pyro.infer.MCMC,
+    *,
+    log_likelihood: bool = True,
+    prior: Mapping[str, Tensor] | None = None,
+    posterior_predictive: Mapping[str, Tensor] | None = None,
+    constant_data: Mapping[str, Tensor] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+) -> InferenceData:
+    """Convert a run to ArviZ's `InferenceData`.
+
+    Groups: `posterior` (with `pyro.deterministic` sites), `sample_stats` (`lp`, `diverging`, `acceptance_rate`,
+        `step_size`,
+    `tree_depth`, `n_steps`, `energy` and kin), `observed_data`, `log_likelihood` of each datum (masks applied, scales
+    not), and what is given; after `MCMC(..., save_warmup=True)` also `warmup_posterior` and `warmup_sample_stats`. Dims
+    and coords come from plates.
+
+    Args:
+        mcmc: a finished run, of pyro_ebm or of Pyro itself; the latter has fewer diagnostics to give.
+        log_likelihood: whether to compute the log likelihood.
+        prior: draws from the prior predictive by site, `(draws, *shape)`, as `pyro.infer.Predictive(model,
+            num_samples=...)` makes them; latent sites go to `prior`, data to `prior_predictive`.
+        posterior_predictive: draws by site, `(chains * draws, *shape)`, as
+            `pyro.infer.Predictive(model, mcmc.get_samples())` makes them.
+        constant_data: what else the model was given, by name.
+        dims: names for a variable's dims, in place of those from plates.
+        coords: labels along named dims.
+
+    Returns:
+        ArviZ's container. `posterior.attrs` names the kernel, its time and step size, and in `unnormalized_sites` the
+        data whose log likelihood lacks its log Z, and so cannot be compared with another model's.
+
+    Raises:
+        ValueError: if predictive draws do not divide among the chains.
+    """
+    if isinstance(mcmc, pyro.infer.MCMC):
+        target = build_target(mcmc.kernel.model, mcmc._args, mcmc._kwargs)
+        posterior = mcmc.get_samples(group_by_chain=True)
+        groups = {"posterior": dict(posterior), "sample_stats": {"diverging": _pyro_divergences(mcmc)}}
+        attrs: dict[str, Any] = {"inference_library": "pyro"}
+    else:
+        target = mcmc.target
+        posterior = mcmc.get_samples(group_by_chain=True)
+        groups = {"posterior": dict(posterior), "sample_stats": mcmc.sample_stats()}
+        groups["warmup_posterior"], groups["warmup_sample_stats"] = mcmc.warmup_draws()
+        attrs = mcmc.attrs
+    structure = target.structure
+    chains, draws = next(iter(posterior.values())).shape[:2]
+    if (log_likelihood and structure.observed) or structure.deterministics:
+        deterministics, likelihoods = _pointwise(target, posterior)
+        groups["posterior"].update(deterministics)
+        if log_likelihood:
+            groups["log_likelihood"] = likelihoods
+    groups["observed_data"] = structure.observed
+    groups["constant_data"] = dict(constant_data or {})
+    if posterior_predictive is not None:
+        groups["posterior_predictive"] = _by_chain(posterior_predictive, chains, draws)
+    if prior is not None:
+        latent = {name for name in prior if name in structure.latents or name in structure.deterministics}
+        groups["prior"] = {name: value.unsqueeze(0) for name, value in prior.items() if name in latent}
+        groups["prior_predictive"] = {name: v.unsqueeze(0) for name, v in prior.items() if name not in latent}
+    attrs["unnormalized_sites"] = structure.unnormalized
+    return inference_data(
+        groups,
+        dims={**_dims(structure), **(dims or {})},
+        coords={**{name: range(size) for name, size in structure.plates.items()}, **(coords or {})},
+        attrs=attrs,
+    )
+
+
+def _pointwise(target: Target, posterior: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    chains, draws = next(iter(posterior.values())).shape[:2]
+    missing = set(target.structure.latents) - set(posterior)
+    if missing:
+        return {}, {}  # the run kept only some sites (save_params): nothing can follow from them
+    flat = {name: posterior[name].flatten(0, 1) for name in target.structure.latents}
+    found = target.pointwise(flat)
+    deterministics, likelihoods = (
+        {name: value.reshape(chains, draws, *value.shape[1:]) for name, value in each.items()} for each in found
+    )
+    return deterministics, likelihoods
+
+
+def _by_chain(values: Mapping[str, Tensor], chains: int, draws: int) -> dict[str, Tensor]:
+    for name, value in values.items():
+        if value.shape[0] != chains * draws:
+            raise ValueError(
+                f'to_arviz: at posterior_predictive site "{name}" got {value.shape[0]} draws, expected {chains} chains '
+                f"times {draws} draws. Make them by Predictive(model, mcmc.get_samples())."
+            )
+    return {name: value.reshape(chains, draws, *value.shape[1:]) for name, value in values.items()}
+
+
+def _dims(structure: Structure) -> dict[str, list[str]]:
+    """Dims of each variable: plates where there are any, ArviZ's own kind of name elsewhere."""
+    shapes = {name: (site.shape, site.dims) for name, site in structure.latents.items()}
+    shapes |= {name: (value.shape, structure.observed_dims[name]) for name, value in structure.observed.items()}
+    named = {name: _names(name, len(shape), plates) for name, (shape, plates) in shapes.items()}
+    return named | {name: _names(name, len(plates), plates) for name, plates in structure.deterministics.items()}
+
+
+def _names(site: str, ndims: int, plates: Sequence[str | None]) -> list[str]:
+    padded = [*plates, *[None] * (ndims - len(plates))]
+    return [plate or f"{site}_dim_{i}" for i, plate in enumerate(padded)]
+
+
+def _pyro_divergences(mcmc: Any) -> Tensor:
+    """Pyro lists divergent draws by `"chain i"`; here as `(chains, draws)`, chain i in row i."""
+    diverging = torch.zeros(mcmc.num_chains, mcmc.num_samples, dtype=torch.bool)
+    for chain, draws in mcmc.diagnostics().get("divergences", {}).items():
+        diverging[int(chain.removeprefix("chain ")), draws] = True
+    return diverging

@@ -1,0 +1,38 @@
+"""Hamiltonian Monte Carlo for Pyro models, many chains in one program."""
+
+import math
+from dataclasses import dataclass, field
+
+from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.mcmc.algorithm import Algorithm, hmc_algorithm
+
+
+@dataclass(eq=False)
+class HMC(Kernel):
+    """Hamiltonian Monte Carlo with a given trajectory length, jittered so that no period of the target is missed.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes.
+        trajectory_length: mean integration time, in units of the metric; each trajectory's is uniform between zero and
+            twice that. The default π/2 is a quarter period of a standard normal.
+        num_steps: the exact number of leapfrog steps instead, without jitter.
+
+    References:
+        Neal 2011, MCMC using Hamiltonian dynamics.
+    """
+
+    trajectory_length: float = field(default=math.pi / 2, kw_only=True)
+    num_steps: int | None = field(default=None, kw_only=True)
+
+    def check(self) -> None:
+        """Check the arguments of this kernel's own."""
+        self._require("trajectory_length", self.trajectory_length > 0, "a positive number")
+        self._require("num_steps", self.num_steps is None or self.num_steps >= 1, "at least 1")
+
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+        return hmc_algorithm(
+            trajectory_length=self.trajectory_length,
+            num_steps=self.num_steps,
+            target_accept_prob=self.target_accept_prob,
+        )

@@ -1,0 +1,55 @@
+"""Langevin samplers for Pyro models: with the Metropolis correction, and without."""
+
+from dataclasses import dataclass, field
+
+from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.mcmc.algorithm import Algorithm, langevin_algorithm
+
+
+@dataclass(eq=False)
+class MALA(Kernel):
+    """The Metropolis-adjusted Langevin algorithm: exact, and one gradient for each draw.
+
+    A move is `x' = x + ε M⁻¹ ∇log p(x) + √(2ε) M^{-1/2} ξ`, accepted or rejected; `step_size` is the leapfrog step
+    `√(2ε)`. The default target 0.574 is optimal in high dimensions.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes.
+
+    References:
+        Roberts and Rosenthal 1998, Optimal scaling of discrete approximations to Langevin diffusions.
+    """
+
+    target_accept_prob: float = field(default=0.574, kw_only=True)
+
+    def check(self) -> None:
+        """There are no arguments of this kernel's own."""
+
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+        return langevin_algorithm(metropolis=True, target_accept_prob=self.target_accept_prob)
+
+
+@dataclass(eq=False)
+class Langevin(Kernel):
+    """The unadjusted Langevin algorithm: every move is made, so that draws have a bias that shrinks with the step size.
+
+    The warm-up is Metropolis-adjusted: it finds the bulk of the density, the metric, and the step size at which a
+    correction would accept with probability `target_accept_prob`. While sampling, `acceptance_rate` in the diagnostics
+    is that probability, still measured: the closer to one, the smaller the bias. Use `MALA` for exact draws.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes; `step_size` is the leapfrog step `√(2ε)`.
+
+    References:
+        Roberts and Tweedie 1996, Exponential convergence of Langevin distributions and their discrete approximations.
+    """
+
+    target_accept_prob: float = field(default=0.95, kw_only=True)
+
+    def check(self) -> None:
+        """There are no arguments of this kernel's own."""
+
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+        return langevin_algorithm(metropolis=False, target_accept_prob=self.target_accept_prob)

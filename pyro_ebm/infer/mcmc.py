@@ -1,0 +1,390 @@
+"""`MCMC`: runs a kernel, all chains as one program, and keeps what it made."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_ebm._core.errors import InitializationError, SamplingWarning
+from pyro_ebm._core.randomness import seeded_generator
+from pyro_ebm.diagnostics.convergence import convergence, summary_table
+from pyro_ebm.infer.arviz import to_arviz
+from pyro_ebm.infer.initial_points import given_points, is_finite
+from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.target import Target, build_target
+from pyro_ebm.mcmc.run import Run, RunSettings
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+
+_PROGRESS_SECONDS = 0.1
+# A chain whose draws repeat this often has in effect not moved; trees cut this often waste and bias.
+_STUCK, _SATURATED = 0.99, 0.05
+
+
+class MCMC:
+    """Runs a kernel: warm-up, then draws, all chains as one batched program in one process.
+
+    The signatures are Pyro's. What `pyro.infer.MCMC` has for its processes (`mp_context`) and its one chain at a time
+    (`hook_fn`, `transforms`) has no counterpart here.
+
+    Args:
+        kernel: `NUTS(model)`, `HMC(model)`, `MALA(model)` or `Langevin(model)`.
+        num_samples: draws of each chain.
+        warmup_steps: transitions of each chain before them, in which step size and mass matrix adapt; by default
+            `num_samples`.
+        initial_params: unconstrained starts by site, with or without a leading chain dim.
+        num_chains: number of chains; hundreds cost little more than one.
+        disable_progbar: hide the progress bar.
+        save_params: sites to keep; by default all.
+        save_warmup: whether `to_arviz` shall have the draws of the warm-up too.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> pyro.set_rng_seed(0)
+    >>> from pyro_ebm import MCMC, NUTS
+    >>> def model(x):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+    >>> mcmc = MCMC(NUTS(model), num_samples=100, warmup_steps=100, num_chains=4, disable_progbar=True)
+    >>> mcmc.run(torch.tensor([1.0, 2.0, 3.0]))
+    >>> mcmc.get_samples(group_by_chain=True)["mu"].shape
+    torch.Size([4, 100])
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        num_samples: int,
+        warmup_steps: int | None = None,
+        initial_params: Mapping[str, Tensor] | None = None,
+        num_chains: int = 1,
+        *,
+        disable_progbar: bool = False,
+        save_params: Sequence[str] | None = None,
+        save_warmup: bool = False,
+    ) -> None:
+        if not isinstance(kernel, Kernel):
+            raise TypeError(
+                f"MCMC: got a {type(kernel).__name__}, expected a kernel of pyro_ebm: NUTS(model), HMC(model), "
+                "MALA(model) or Langevin(model)."
+            )
+        for name, value, least in (("num_samples", num_samples, 1), ("num_chains", num_chains, 1)):
+            if value < least:
+                raise ValueError(f"MCMC: got {name} {value}, expected at least {least}.")
+        if warmup_steps is not None and warmup_steps < 0:
+            raise ValueError(f"MCMC: got warmup_steps {warmup_steps}, expected at least 0.")
+        self.kernel = kernel
+        self.num_samples = num_samples
+        self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
+        self.initial_params = initial_params
+        self.num_chains = num_chains
+        self.disable_progbar = disable_progbar
+        self.save_params = save_params
+        self.save_warmup = save_warmup
+        self.run_time = 0.0
+        self._target: Target | None = None
+        self._run: Run | None = None
+        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._loaded: Mapping[str, Any] | None = None
+        self._samples: dict[str, Tensor] | None = None
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        """Run the chains from new starts. The arguments are the model's.
+
+        Ctrl-C ends the run early and keeps the draws made so far; `resume` goes on.
+
+        Raises:
+            BatchingError: if the model cannot be run for many chains at once.
+            InitializationError: if no finite starts are found.
+            UnnormalizedError: if a density of the model lacks a log Z that is not a constant.
+        """
+        target = self._build(args, kwargs)
+        if self.initial_params is None:
+            position = target.initial_points(self.kernel.init_strategy, self.num_chains)
+        else:
+            position = given_points(self.initial_params, target.raveler, self.num_chains).to(target.like)
+            finite = is_finite(target.log_density, position)
+            if not bool(finite.all()):
+                raise InitializationError(
+                    f"initial_params: got starts of chains {(~finite).nonzero().flatten().tolist()} where the density "
+                    "or its "
+                    "gradient is not finite, expected finite ones. Move them inside the support."
+                )
+        self._run = self._make_run(target, position)
+        self.run_time = 0.0
+        self._drive()
+
+    def resume(self, *args: Any, **kwargs: Any) -> None:
+        """Go on with a run that was interrupted, or loaded by `load_state_dict`: to the very draws it would have made.
+
+        Args:
+            *args: the model's arguments; after an interruption they may be left out.
+            **kwargs: likewise.
+
+        Raises:
+            RuntimeError: if there is nothing to go on with.
+            ValueError: if the saved run does not fit the model.
+        """
+        if self._loaded is not None:
+            target = self._build(args, kwargs)
+            if dict(self._loaded["sites"]) != {n: list(s) for n, s in target.raveler.shapes.items()}:
+                raise ValueError(
+                    f"MCMC.resume: got a saved run over sites {self._loaded['sites']}, expected those of the model: "
+                    f"{ {n: list(s) for n, s in target.raveler.shapes.items()} }. Use the model it was saved from."
+                )
+            self._run = self._make_run(target, target.like.expand(self.num_chains, -1))
+            self._run.load_state_dict(self._loaded["run"])
+            self.run_time, self._loaded = self._loaded["run_time"], None
+        elif self._run is None:
+            raise RuntimeError("MCMC.resume: there is no run to go on with. Call run or load_state_dict first.")
+        elif args or kwargs:
+            raise RuntimeError("MCMC.resume: the run goes on with its own arguments; leave them out, or call run(...).")
+        self._drive()
+
+    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+        self._arguments, self._samples = (args, kwargs), None
+        self._target = build_target(self.kernel.model, args, kwargs)
+        unknown = set(self.save_params or ()) - set(self._target.structure.latents)
+        if unknown:
+            raise ValueError(
+                f"MCMC: got save_params {sorted(unknown)}, expected some of {sorted(self._target.structure.latents)}."
+            )
+        return self._target
+
+    def _make_run(self, target: Target, position: Tensor) -> Run:
+        dense = self.kernel.uses_dense_metric(target.raveler.dim, self.num_chains, self.warmup_steps)
+        settings = RunSettings(
+            num_samples=self.num_samples,
+            warmup_steps=self.warmup_steps,
+            step_size=self.kernel.step_size,
+            adapt_step_size=self.kernel.adapt_step_size,
+            adapt_metric=self.kernel.adapt_mass_matrix,
+            dense_metric=dense,
+            save_warmup=self.save_warmup,
+        )
+        generator = seeded_generator(position.device)
+        return Run(self.kernel.algorithm(), target.log_density, position, generator, settings)
+
+    def _drive(self) -> None:
+        run = self._require_run()
+        self._samples = None
+        begin, shown = time.perf_counter(), -_PROGRESS_SECONDS
+        bar = tqdm(
+            total=self.warmup_steps + self.num_samples,
+            initial=run.transitions,
+            disable=self.disable_progbar,
+            leave=True,
+        )
+        try:
+            while not run.finished:
+                run.advance()
+                if time.perf_counter() - shown > _PROGRESS_SECONDS:
+                    shown = time.perf_counter()
+                    self._show(bar, run)
+            self._show(bar, run)
+        except KeyboardInterrupt:
+            kept = int(run.draws.counts.min().clamp(max=self.num_samples)) if not run.warming_up else 0
+            warnings.warn(
+                f"interrupted: {kept} of {self.num_samples} draws of each of {self.num_chains} chains are kept; "
+                "resume() goes on.",
+                SamplingWarning,
+                stacklevel=3,
+            )
+        finally:
+            bar.close()
+            self.run_time += time.perf_counter() - begin
+        self._warn(run)
+
+    def _show(self, bar: Any, run: Run) -> None:
+        if self.disable_progbar:
+            return
+        bar.set_description("Warmup" if run.warming_up else "Sample", refresh=False)
+        postfix = {
+            "chains": self.num_chains,
+            "step size": f"{float(run.current_step_size):.2e}",
+            "acc. prob": f"{run.mean_acceptance:.3f}",
+        }
+        divergences = int(run.num_divergences.sum())
+        if divergences:
+            postfix["divergences"] = divergences
+        bar.set_postfix(postfix, refresh=False)
+        bar.update(run.transitions - bar.n)
+
+    def _warn(self, run: Run) -> None:
+        """Say which chains need attention; a bad chain is data and a warning, never an exception."""
+        recorded = run.draws.draws()
+        if not recorded or recorded["position"].shape[1] < 2:
+            return
+        messages = []
+        divergences = run.num_divergences
+        if int(divergences.sum()):
+            chains = {i: int(n) for i, n in enumerate(divergences.tolist()) if n}
+            messages.append(
+                f"{int(divergences.sum())} divergent transitions in {len(chains)} of {self.num_chains} chains (chain: "
+                "number "
+                f"{_head(chains)}): raise target_accept_prob, or reparametrise the model."
+            )
+        position = recorded["position"]
+        repeats = (position[:, 1:] == position[:, :-1]).all(-1).double().mean(-1)
+        stuck = (repeats > _STUCK).nonzero().flatten().tolist()
+        if stuck:
+            messages.append(
+                f"{len(stuck)} of {self.num_chains} chains did not move (chains {stuck[:10]}): the density may not be "
+                "finite "
+                "around them. Leave them out, or give other starts."
+            )
+        if "reached_max_treedepth" in recorded:
+            saturated = float(recorded["reached_max_treedepth"].double().mean())
+            if saturated > _SATURATED:
+                messages.append(
+                    f"{saturated:.0%} of the trajectories reached max_tree_depth: raise it, or use full_mass=True."
+                )
+        for message in messages:
+            warnings.warn(message, SamplingWarning, stacklevel=4)
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def _require_run(self) -> Run:
+        if self._run is None:
+            raise RuntimeError("MCMC: there are no draws yet. Call run(...) first.")
+        return self._run
+
+    @property
+    def target(self) -> Target:
+        """The batched density that was sampled."""
+        if self._target is None:
+            raise RuntimeError("MCMC: there is no model yet. Call run(...) first.")
+        return self._target
+
+    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """The draws, constrained, by site.
+
+        Args:
+            num_samples: this many drawn at random, with replacement, from the draws (of each chain, if grouped).
+            group_by_chain: whether chains have a dim of their own.
+
+        Returns:
+            `(chains * draws, *shape)`, or `(chains, draws, *shape)` if grouped.
+        """
+        run = self._require_run()
+        if self._samples is None:
+            recorded = run.draws.draws()
+            position = recorded.get("position", torch.empty(self.num_chains, 0, self.target.raveler.dim))
+            sites = self.target.constrain(position)
+            self._samples = {n: v for n, v in sites.items() if self.save_params is None or n in self.save_params}
+        samples = self._samples if group_by_chain else {n: v.flatten(0, 1) for n, v in self._samples.items()}
+        if num_samples is None:
+            return dict(samples)
+        dim = 1 if group_by_chain else 0
+        count = next(iter(samples.values())).shape[dim]
+        index = torch.randint(count, (num_samples,))
+        return {n: v.index_select(dim, index.to(v.device)) for n, v in samples.items()}
+
+    def sample_stats(self) -> dict[str, Tensor]:
+        """Diagnostics of each draw, `(chains, draws)`, by ArviZ's names: `lp`, `diverging`, `acceptance_rate`, ..."""
+        recorded = self._require_run().draws.draws()
+        return {name: value for name, value in recorded.items() if name != "position"}
+
+    def warmup_draws(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draws by site and diagnostics of the warm-up, each `(chains, draws, ...)`; empty unless `save_warmup`."""
+        recorded = self._require_run().warmup_draws.draws()
+        if not recorded or recorded["position"].shape[1] == 0:
+            return {}, {}
+        return self.target.constrain(recorded.pop("position")), recorded
+
+    @property
+    def inverse_mass_matrix(self) -> Tensor:
+        """The adapted inverse mass matrix of all sites side by side: its diagonal `(dim,)`, or whole `(dim, dim)`."""
+        return self._require_run().metric.inverse_mass_matrix
+
+    def diagnostics(self) -> dict[str, Any]:
+        """R-hat and ESS of each site, and divergences and acceptance of each chain, as Pyro lays them out.
+
+        Returns:
+            `{site: {"n_eff": array, "r_hat": array}, ..., "divergences": {"chain 0": [draw, ...], ...},
+            "acceptance rate": {"chain 0": rate, ...}}`.
+        """
+        stats = self.sample_stats()
+        table: dict[str, Any] = dict(convergence(self.get_samples(group_by_chain=True)))
+        table["divergences"] = {
+            f"chain {i}": row.nonzero().flatten().tolist() for i, row in enumerate(stats["diverging"])
+        }
+        table["acceptance rate"] = {
+            f"chain {i}": float(rate) for i, rate in enumerate(stats["acceptance_rate"].mean(-1))
+        }
+        return table
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Print ArviZ's table of means, intervals, Monte Carlo errors, ESS and R-hat, and the number of divergences."""
+        print(summary_table(to_arviz(self, log_likelihood=False), prob))
+        print(f"\nNumber of divergences: {int(self._require_run().num_divergences.sum())}")
+
+    def to_arviz(self, **options: Any) -> InferenceData:
+        """The run as ArviZ's `InferenceData`: see `pyro_ebm.to_arviz`."""
+        return to_arviz(self, **options)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What to keep of the run beside its draws."""
+        return {
+            "inference_library": "pyro_ebm",
+            "kernel": self.kernel.algorithm().name,
+            "sampling_time": self.run_time,
+            "tuning_steps": self.warmup_steps,
+            "step_size": float(self._require_run().step_size),
+        }
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole run in tensors, numbers and strings, for `torch.save`.
+
+        `load_state_dict` and `resume` go on with it.
+        """
+        run = self._require_run()
+        return {
+            "kernel": self.kernel.algorithm().name,
+            "num_chains": self.num_chains,
+            "num_samples": self.num_samples,
+            "warmup_steps": self.warmup_steps,
+            "sites": {name: list(shape) for name, shape in self.target.raveler.shapes.items()},
+            "run_time": self.run_time,
+            "run": run.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take in a saved run; `resume(*args)` then goes on with it, to the very draws it would have made.
+
+        Raises:
+            ValueError: if it was saved from another kind of run.
+        """
+        mine = {
+            "kernel": self.kernel.algorithm().name,
+            "num_chains": self.num_chains,
+            "num_samples": self.num_samples,
+            "warmup_steps": self.warmup_steps,
+        }
+        for name, value in mine.items():
+            if state[name] != value:
+                raise ValueError(
+                    f"MCMC.load_state_dict: got a run with {name} {state[name]}, expected {value}. "
+                    "Make the MCMC as the one that was saved."
+                )
+        self._loaded = state
+
+
+def _head(table: Mapping[int, int], most: int = 10) -> str:
+    shown = ", ".join(f"{key}: {value}" for key, value in list(table.items())[:most])
+    return shown + (", ..." if len(table) > most else "")

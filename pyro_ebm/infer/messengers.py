@@ -1,0 +1,81 @@
+"""Effect handlers that run a model at given latent values.
+
+Light enough for the inside of a sampler, and safe under vmap.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_ebm._core.supports import unconstraining
+from pyro_ebm.infer.structure import is_deterministic, is_subsample
+
+
+class LogJoint(Messenger):  # type: ignore[misc]
+    """Puts unconstrained values to the latent sites and adds up the log joint density, Jacobians included.
+
+    Args:
+        unconstrained: a value for each latent site.
+
+    Attributes:
+        total: the log density of the unconstrained values, `()`.
+        values: the constrained values, by site.
+        last_site: the site reached last: where to look when the model fails.
+    """
+
+    def __init__(self, unconstrained: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.unconstrained = unconstrained
+        self.total: Tensor | float = 0.0
+        self.values: dict[str, Tensor] = {}
+        self.last_site: str | None = None
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
+        if msg["done"] or msg["is_observed"] or name not in self.unconstrained:
+            return
+        transform = unconstraining(msg["fn"].support, name)
+        free = self.unconstrained[name]
+        value = transform(free)
+        self.total = self.total + transform.log_abs_det_jacobian(free, value).sum()
+        self.values[name] = msg["value"] = value
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        self.last_site = msg["name"]
+        if is_subsample(msg) or is_deterministic(msg):
+            return
+        log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        self.total = self.total + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+
+
+class Pointwise(Messenger):  # type: ignore[misc]
+    """Puts constrained values to the latent sites, and collects what follows from them.
+
+    Args:
+        values: a value for each latent site.
+
+    Attributes:
+        deterministics: values of `pyro.deterministic` sites.
+        log_likelihood: log probabilities of the data, masked, not summed and not scaled.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.deterministics: dict[str, Tensor] = {}
+        self.log_likelihood: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if is_deterministic(msg):
+            self.deterministics[msg["name"]] = msg["value"]
+        elif msg["is_observed"] and not is_subsample(msg) and not msg["infer"].get("is_auxiliary"):
+            log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+            self.log_likelihood[msg["name"]] = scale_and_mask(log_prob, mask=msg["mask"])

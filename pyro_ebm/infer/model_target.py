@@ -1,0 +1,218 @@
+"""A Pyro model as a target: written for one chain, run for many by `torch.func.vmap`."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
+from torch import Tensor
+
+from pyro_ebm._core.errors import BatchingError
+from pyro_ebm._core.ravel import Raveler
+from pyro_ebm._core.supports import same_support, unconstraining
+from pyro_ebm.infer.initial_points import initial_points
+from pyro_ebm.infer.messengers import LogJoint, Pointwise
+from pyro_ebm.infer.structure import read_structure, trace_model
+
+# Draws evaluated at a time when many are constrained or scored: bounds memory.
+_CHUNK = 256
+_LIBRARIES = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep
+    for file in (str(torch.__file__), str(pyro.__file__), os.path.dirname(__file__))
+)
+
+
+class ModelTarget:
+    """The density of a Pyro model's latent sites, in unconstrained coordinates.
+
+    One traced run finds shapes, supports and plates; it never calls a site's `sample()`. Two more find randomness of
+    the model's own and supports that depend on other sites.
+
+    Args:
+        model: the model.
+        args: its arguments; `kwargs` likewise.
+
+    Raises:
+        BatchingError: if the model has discrete or subsampled sites, randomness of its own, no latent site, or cannot
+            be run under vmap.
+        UnnormalizedError: if a density lacks a log Z that is not a constant here.
+    """
+
+    _handler: LogJoint | None = None
+
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._model, self._args, self._kwargs = model, args, kwargs
+        trace = trace_model(model, args, kwargs, {})
+        self.structure = read_structure(trace)
+        latents = self.structure.latents
+        if not latents:
+            raise BatchingError("got a model without latent sites, expected at least one: nothing is to be sampled.")
+        self.raveler = Raveler({name: site.unconstrained_shape for name, site in latents.items()})
+        dtype = torch.empty(0, dtype=next(iter(latents.values())).dtype).dtype
+        for site in latents.values():
+            dtype = torch.promote_types(dtype, site.dtype)
+        self.like = torch.zeros(self.raveler.dim, dtype=dtype, device=next(iter(latents.values())).device)
+        self._require_deterministic(trace)
+        self._static_supports = self._compare_supports()
+        self._probe()
+
+    # -- the density -------------------------------------------------------------------------------------------------
+
+    def _sites(self, flat: Tensor) -> dict[str, Tensor]:
+        latents = self.structure.latents
+        return {name: value.to(latents[name].dtype) for name, value in self.raveler.unravel(flat).items()}
+
+    def _run(self, handler: Any) -> Any:
+        with handler:
+            self._model(*self._args, **self._kwargs)
+        return handler
+
+    def _log_joint(self, flat: Tensor) -> Tensor:
+        handler = LogJoint(self._sites(flat))
+        self._handler = handler
+        total: Tensor = self._run(handler).total
+        return total.to(flat.dtype)
+
+    def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
+        try:
+            with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+                gradient, value = torch.func.vmap(torch.func.grad_and_value(self._log_joint), randomness="error")(
+                    position
+                )
+        except (RuntimeError, ValueError) as error:
+            self._explain(error)
+        finally:
+            self._handler = None
+        return value, gradient
+
+    def constrain(self, position: Tensor) -> dict[str, Tensor]:
+        """Unconstrained `(*lead, dim)` to values by site, `(*lead, *shape)`."""
+        if self._static_supports:
+            sites = self._sites(position)
+            return {name: site.transform(sites[name]) for name, site in self.structure.latents.items()}
+
+        def values(flat: Tensor) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = self._run(LogJoint(self._sites(flat))).values
+            return found
+
+        lead = position.shape[:-1]
+        found = self._batched(values, position.reshape(-1, self.raveler.dim))
+        return {name: value.reshape(*lead, *value.shape[1:]) for name, value in found.items()}
+
+    def pointwise(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Deterministic sites and log likelihoods at values `(draws, *shape)`, each `(draws, ...)`."""
+
+        def evaluate(one: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            handler = self._run(Pointwise(one))
+            return handler.deterministics, handler.log_likelihood
+
+        deterministics, log_likelihood = self._batched(evaluate, values)
+        return deterministics, log_likelihood
+
+    def _batched(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+            return torch.func.vmap(function, randomness="error", chunk_size=_CHUNK)(argument)
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    def initial_points(self, strategy: Callable[..., Any], num_chains: int) -> Tensor:
+        """A start for each chain, `(chains, dim)`, by one of Pyro's strategies."""
+
+        def draw_one(chosen: Callable[..., Any]) -> Tensor:
+            with poutine.block(), pyro.validation_enabled(False), torch.no_grad():
+                trace = poutine.trace(InitMessenger(chosen)(self._model)).get_trace(*self._args, **self._kwargs)
+            values = {name: trace.nodes[name] for name in self.structure.latents}
+            return self.raveler.ravel(
+                {n: unconstraining(v["fn"].support, n).inv(v["value"].detach()) for n, v in values.items()}
+            )
+
+        def explain(point: Tensor) -> str:
+            trace = trace_model(self._model, self._args, self._kwargs, self._sites(point))
+            bad = [n for n, v in trace.nodes.items() if "log_prob" in v and not torch.isfinite(v["log_prob"]).all()]
+            return (
+                f"At the last try, the log probability is not finite at sites {bad}."
+                if bad
+                else ("At the last try every site's log probability is finite, but the gradient is not.")
+            )
+
+        return initial_points(strategy, num_chains, self.like, draw_one, self.log_density, explain)
+
+    # -- what cannot be batched --------------------------------------------------------------------------------------
+
+    def _require_deterministic(self, first: Any) -> None:
+        second = trace_model(self._model, self._args, self._kwargs, {})
+        for name, node in first.nodes.items():
+            if "log_prob" not in node:
+                continue
+            again = second.nodes[name]["log_prob"] if name in second.nodes else None
+            if again is None or not torch.equal(node["log_prob"].nan_to_num(), again.nan_to_num()):
+                raise BatchingError(
+                    f'site "{name}": got different log probabilities in two runs at the same point, expected the same: '
+                    "the model draws random numbers of its own. Draw them before the run and pass them as arguments, "
+                    "make them sites (pyro.sample), or put dropout layers in eval mode."
+                )
+
+    def _compare_supports(self) -> bool:
+        elsewhere = {n: 2 * torch.rand(shape).to(self.like) - 1 for n, shape in self.raveler.shapes.items()}
+        other = read_structure(trace_model(self._model, self._args, self._kwargs, elsewhere)).latents
+        here = self.structure.latents
+        shapes = [{n: site.unconstrained_shape for n, site in each.items()} for each in (here, other)]
+        if shapes[0] != shapes[1]:
+            changed = sorted(set(shapes[0].items()) ^ set(shapes[1].items()), key=str)
+            raise BatchingError(
+                f'got latent sites that depend on the values of others (site "{changed[0][0]}" and its shape change '
+                "from point to point), expected the same sites at every point. Use a model with a fixed set of sites."
+            )
+        return all(same_support(here[name].support, other[name].support) for name in here)
+
+    def _probe(self) -> None:
+        self.log_density(torch.stack([self.like, self.like]))
+
+    def _explain(self, error: Exception) -> NoReturn:
+        """Turn what vmap says into the site, the line and the way out."""
+        text, handler = str(error), self._handler
+        after = f'after site "{handler.last_site}"' if handler is not None and handler.last_site else "in the model"
+        line = _user_line(error)
+        where = f"{after}{f' ({line})' if line else ''}"
+        if "randomness" in text or "random operation" in text:
+            raise BatchingError(
+                f"{where}: got a random operation inside the model, expected randomness only at pyro.sample sites. "
+                "Draw it "
+                "before the run and pass it as an argument, or put dropout layers in eval mode."
+            ) from error
+        if "data-dependent" in text or ".item()" in text:
+            raise BatchingError(
+                f"{where}: got a Python branch or .item() that depends on a sampled value, expected one program for "
+                "all "
+                "chains. Use torch.where(condition, a, b) instead of if, and keep tensors as tensors; or sample with "
+                "pyro.infer.MCMC, one chain at a time."
+            ) from error
+        if "vmap" in text:
+            raise BatchingError(
+                f"{where}: the model cannot be run for many chains at once: {text.splitlines()[0]} Write that step "
+                "without "
+                "in-place or boolean-mask operations, or sample with pyro.infer.MCMC, one chain at a time."
+            ) from error
+        raise error
+
+
+def _user_line(error: Exception) -> str | None:
+    """The last line of the traceback that is not of a library."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not os.path.abspath(frame.filename).startswith(_LIBRARIES):
+            source = linecache.getline(frame.filename, frame.lineno or 0).strip()
+            return f"{os.path.basename(frame.filename)}, line {frame.lineno}: {source}"
+    return None
+
+
+def unconstrained_by_site(target: ModelTarget, values: Mapping[str, Tensor]) -> Tensor:
+    """Constrained values `(*lead, *shape)` by site to one unconstrained `(*lead, dim)`."""
+    return target.raveler.ravel({n: s.transform.inv(values[n]) for n, s in target.structure.latents.items()})

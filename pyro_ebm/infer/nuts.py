@@ -1,0 +1,33 @@
+"""The no-U-turn sampler for Pyro models, many chains in one program."""
+
+from dataclasses import dataclass, field
+
+from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.mcmc.algorithm import Algorithm, nuts_algorithm
+
+
+@dataclass(eq=False)
+class NUTS(Kernel):
+    """The no-U-turn sampler: Hamiltonian Monte Carlo that finds its own trajectory lengths.
+
+    All chains run as one program in which every tick is one leapfrog step of each chain, and no chain waits for
+    another. Where trajectories diverge, raise `target_accept_prob` (0.9, 0.99), or reparametrise the model.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes.
+        max_tree_depth: a trajectory has at most `2 ** max_tree_depth - 1` leapfrog steps.
+
+    References:
+        Hoffman and Gelman 2014, The no-U-turn sampler.
+        Betancourt 2017, A conceptual introduction to Hamiltonian Monte Carlo.
+    """
+
+    max_tree_depth: int = field(default=10, kw_only=True)
+
+    def check(self) -> None:
+        """Check the arguments of this kernel's own."""
+        self._require("max_tree_depth", self.max_tree_depth >= 1, "at least 1")
+
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+        return nuts_algorithm(max_tree_depth=self.max_tree_depth, target_accept_prob=self.target_accept_prob)

@@ -1,0 +1,169 @@
+"""What a Pyro model is made of: found by one traced run that never calls a site's `sample()`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Transform
+from torch.distributions.constraints import Constraint
+
+from pyro_ebm._core.errors import BatchingError
+from pyro_ebm._core.supports import unconstraining
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """A continuous site that inference moves.
+
+    Attributes:
+        shape: of its value, batch and event dims.
+        unconstrained_shape: of its unconstrained value.
+        support: where it lives.
+        dtype: of its value; `device` likewise.
+        dims: the names of the plates at its leading dims, `None` where there is no plate.
+    """
+
+    shape: Size
+    unconstrained_shape: Size
+    support: Constraint
+    dtype: torch.dtype
+    device: torch.device
+    dims: tuple[str | None, ...]
+
+    @property
+    def transform(self) -> Transform:
+        """From unconstrained to constrained values."""
+        return unconstraining(self.support, "LatentSite")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The sites of a model.
+
+    Attributes:
+        latents: what inference moves.
+        observed: the data, by site; `pyro.factor` and `pyro.deterministic` sites are none.
+        observed_dims: names of the plates at the leading dims of the data.
+        deterministics: names of `pyro.deterministic` sites, with the plates at their leading dims.
+        plates: the size of each plate.
+        unnormalized: names of observed sites whose density lacks its log Z.
+    """
+
+    latents: dict[str, LatentSite] = field(default_factory=dict)
+    observed: dict[str, Tensor] = field(default_factory=dict)
+    observed_dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    deterministics: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    plates: dict[str, int] = field(default_factory=dict)
+    unnormalized: list[str] = field(default_factory=list)
+
+
+class FillLatents(Messenger):  # type: ignore[misc]
+    """Gives every latent site a value inside its support, knowing only its shape: `value(name, transform, like)`.
+
+    Args:
+        unconstrained: unconstrained values by site; what is absent gets zeros.
+    """
+
+    def __init__(self, unconstrained: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.unconstrained = unconstrained or {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if is_subsample(msg):
+            fn = msg["fn"]
+            if fn.subsample_size is not None and fn.subsample_size < fn.size:
+                raise BatchingError(
+                    f'plate "{msg["name"]}": got a random subsample of {fn.subsample_size} out of {fn.size}, expected '
+                    "the whole plate: MCMC needs the same density at every step. Drop subsample_size, or use SVI."
+                )
+            return
+        if msg["done"] or msg["is_observed"] or msg["value"] is not None:
+            return
+        fn, name = msg["fn"], msg["name"]
+        if fn.support.is_discrete:
+            raise BatchingError(
+                f'site "{name}": got a discrete latent site ({type(fn).__name__}), expected continuous ones: gradients '
+                "need them. Sum it out in the model (a mixture or a HMM distribution), or use pyro.infer.MCMC, which "
+                "enumerates."
+            )
+        transform = unconstraining(fn.support, f'site "{name}"')
+        like = floating_like(fn)
+        value = self.unconstrained.get(name, like.new_zeros(transform.inverse_shape(fn.shape())))
+        msg["value"] = transform(value.to(like)).detach().requires_grad_()
+        msg["infer"] = {**msg["infer"], "moved_by_mcmc": True}
+        msg["done"] = True
+
+
+def is_subsample(msg: Mapping[str, Any]) -> bool:
+    """Whether a site is the index of a plate."""
+    return type(msg["fn"]).__name__ == "_Subsample"
+
+
+def is_deterministic(msg: Mapping[str, Any]) -> bool:
+    """Whether a site is a `pyro.deterministic` statement."""
+    return bool(msg["infer"].get("_deterministic"))
+
+
+def floating_like(fn: Any) -> Tensor:
+    """A tensor with the dtype and device of a distribution's parameters."""
+    return next(_floating_tensors(fn), torch.empty(()))
+
+
+def _floating_tensors(node: object) -> Iterator[Tensor]:
+    if isinstance(node, Tensor):
+        if node.is_floating_point():
+            yield node
+    elif isinstance(node, nn.Module):
+        yield from (t for t in (*node.parameters(), *node.buffers()) if t.is_floating_point())
+    elif isinstance(node, (Distribution, Transform)):
+        for value in vars(node).values():
+            yield from _floating_tensors(value)
+
+
+def trace_model(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], unconstrained: Mapping[str, Tensor]
+) -> Any:
+    """One run of the model with latent sites at the values given, scored: a Pyro trace.
+
+    Raises:
+        BatchingError: if a site is discrete or subsampled.
+        UnnormalizedError: if a density lacks a log Z that is not a constant here.
+    """
+    with poutine.block(), pyro.validation_enabled(False), FillLatents(unconstrained):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        trace.compute_log_prob()
+    return trace
+
+
+def read_structure(trace: Any) -> Structure:
+    """The structure of a traced model."""
+    structure = Structure()
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or is_subsample(node):
+            continue
+        frames = {frame.dim: frame for frame in node["cond_indep_stack"] if frame.vectorized}
+        structure.plates.update({frame.name: frame.size for frame in frames.values()})
+        batch_dims = range(-len(node["fn"].batch_shape), 0)
+        dims = tuple(frames[dim].name if dim in frames else None for dim in batch_dims)
+        value: Tensor = node["value"]
+        if is_deterministic(node):
+            dims = tuple(frames[dim].name if dim in frames else None for dim in range(-value.dim(), 0))
+            structure.deterministics[name] = dims
+        elif node["is_observed"]:
+            if not node["infer"].get("is_auxiliary"):
+                structure.observed[name] = value.detach()
+                structure.observed_dims[name] = dims
+                if not getattr(node["fn"], "is_normalized", True):
+                    structure.unnormalized.append(name)
+        else:
+            support = node["fn"].support
+            shape = unconstraining(support, f'site "{name}"').inverse_shape(value.shape)
+            structure.latents[name] = LatentSite(value.shape, shape, support, value.dtype, value.device, dims)
+    return structure

@@ -1,0 +1,70 @@
+"""What a sampler samples.
+
+A batched density over named sites, made of a Pyro model, an energy distribution or an energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pyro_ebm._core.ravel import Raveler
+from pyro_ebm.distributions import EnergyDistribution
+from pyro_ebm.energies import Energy
+from pyro_ebm.infer.energy_target import EnergyTarget
+from pyro_ebm.infer.model_target import ModelTarget
+from pyro_ebm.infer.structure import Structure
+
+
+class Target(Protocol):
+    """A batched density over named sites."""
+
+    @property
+    def raveler(self) -> Raveler:
+        """Lays unconstrained sites side by side."""
+        ...
+
+    @property
+    def structure(self) -> Structure:
+        """The sites."""
+        ...
+
+    @property
+    def like(self) -> Tensor:
+        """A vector `(dim,)` with the dtype and device."""
+        ...
+
+    def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Log density and gradient in unconstrained coordinates, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
+        ...
+
+    def constrain(self, position: Tensor) -> dict[str, Tensor]:
+        """Unconstrained `(*lead, dim)` to values by site, `(*lead, *shape)`."""
+        ...
+
+    def initial_points(self, strategy: Callable[..., Any], num_chains: int) -> Tensor:
+        """A start for each chain, `(chains, dim)`."""
+        ...
+
+    def pointwise(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Deterministic sites and log likelihoods at values `(draws, *shape)`, each `(draws, ...)`."""
+        ...
+
+
+def build_target(model: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+    """The target of a Pyro model with its arguments, of an `EnergyDistribution` or of an `Energy` over one variable.
+
+    Raises:
+        TypeError: if `model` is none of these, or if arguments come with an energy.
+    """
+    if isinstance(model, (Energy, EnergyDistribution)):
+        if args or kwargs:
+            raise TypeError(f"got arguments for a {type(model).__name__}, expected none: only a model takes arguments.")
+        return EnergyTarget(EnergyDistribution(model) if isinstance(model, Energy) else model)
+    if not callable(model):
+        raise TypeError(
+            f"got a {type(model).__name__}, expected a Pyro model (a callable), an EnergyDistribution or an Energy."
+        )
+    return ModelTarget(model, args, kwargs)
