@@ -5,6 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_ebm._core.protocols import LogDensity
+
+
+def with_gradient(function: Callable[[Tensor], Tensor]) -> LogDensity:
+    """Give a batched log density its gradient, which is what samplers take: `(chains, dim)` to `(chains,)`."""
+    return lambda position: value_and_gradient(function, position)
+
 
 def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Evaluate a batched scalar function and its gradient in one pass.

@@ -20,7 +20,7 @@ def leading_shape(value: Tensor, event_shape: Size, what: str) -> Size:
             f"{what}: got a value of shape {tuple(value.shape)}, expected (*sample, *batch, *event) with event shape "
             f"{tuple(event_shape)}. Reshape the value, or declare the energy with the event shape that you mean."
         )
-    return value.shape[:split]
+    return Size(value.shape[:split])  # tensor subclasses may give a tuple
 
 
 def check_energy_shape(energy: Tensor, expected: Size, what: str) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from arviz import InferenceData
+    from arviz import InferenceData as InferenceData  # for the layers above
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 

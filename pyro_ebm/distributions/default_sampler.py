@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from pyro_ebm._core.errors import EnergySupportError, InitializationError
-from pyro_ebm._core.gradients import value_and_gradient
+from pyro_ebm._core.gradients import with_gradient
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm._core.supports import strip_independent, unconstraining
@@ -46,7 +46,7 @@ def enumerated_sample(distribution: TorchDistribution, sample_shape: Size) -> Te
     states: Tensor = distribution.enumerate_support(expand=True)
     probabilities = torch.softmax(distribution.unnormalized_log_prob(states), dim=0).movedim(0, -1)
     index = torch.multinomial(probabilities.reshape(-1, len(states)), sample_shape.numel(), replacement=True)
-    index = index.mT.reshape(*sample_shape, *distribution.batch_shape)
+    index = index.mT.reshape(sample_shape + distribution.batch_shape)
     flat = states.reshape(len(states), distribution.batch_shape.numel(), -1)[:, 0]  # the same for every batch element
     return flat[index].reshape(distribution.shape(sample_shape))
 
@@ -88,12 +88,14 @@ def run_sample(distribution: TorchDistribution, base: Distribution | None, sampl
         )
     run = Run(
         nuts_algorithm(),
-        lambda u: value_and_gradient(log_density, u),
+        with_gradient(log_density),
         flat,
         seeded_generator(flat.device),
         RunSettings(num_samples=_STEPS, warmup_steps=_WARMUP_STEPS),
     )
     while not run.finished:
         run.advance()
-    draws: Tensor = transform(run.position.reshape(unconstrained.shape))
+    # Not run.position: where a chain is when the slowest one ends favours places with long trajectories.
+    last = run.draws.draws()["position"][:, -1]
+    draws: Tensor = transform(last.reshape(unconstrained.shape))
     return draws[0].detach()

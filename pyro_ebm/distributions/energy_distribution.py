@@ -196,8 +196,14 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         """
         sample_shape = Size(sample_shape)
         with torch.inference_mode(False), torch.no_grad():
-            if only_shape_needed():
-                return init_sample(self, self.base, sample_shape, self._like())
+            if self.shape(sample_shape).numel() == 0:
+                return self._like().new_empty(self.shape(sample_shape))
+            if False:
+                try:
+                    return init_sample(self, self.base, sample_shape, self._like())
+                except EnergySupportError:
+                    if self.sampler is None:
+                        raise
             if self.sampler is not None:
                 draws = self.sampler(self, sample_shape)
                 if draws.shape != self.shape(sample_shape):
@@ -235,8 +241,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         if not self.has_enumerate_support:
             raise NotImplementedError(
                 f"EnergyDistribution: got support {self._support} over event shape {tuple(self.event_shape)}, "
-                "expected a "
-                "finite one with at most 65536 joint states. Sample it instead."
+                "expected a finite one with at most 65536 joint states. Sample it instead."
             )
         like = self._like()
         states = enumerate_states(self._support, self.event_shape, like.dtype, like.device)
@@ -259,8 +264,7 @@ def _base_support(base: Distribution, energy: Energy) -> Constraint:
     everywhere = with_event_dim(constraints.real, len(energy.event_shape), "EnergyDistribution")
     if not same_support(energy.support, support) and not same_support(energy.support, everywhere):
         raise EnergySupportError(
-            f"EnergyDistribution: got a base on {support} and an energy on {energy.support}, expected an energy that "
-            "is "
-            "defined on the base's support. Declare the energy on that support (support=...)."
+            f"EnergyDistribution: got a base on {support} and an energy on {energy.support}, expected one defined on "
+            "the base's support. Declare the energy there (support=...)."
         )
     return support

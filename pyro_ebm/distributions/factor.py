@@ -59,9 +59,14 @@ def factor(name: str, energy: Energy, *values: Tensor) -> None:
     tensor(-4.)
     """
     what = f'at factor "{name}"'
+    if not isinstance(energy, Energy):
+        raise TypeError(
+            f"{what}: got {type(energy).__name__}, expected an Energy. Wrap a callable: energy(fn, event_shape=...)."
+        )
     if len(values) != energy.num_variables:
         raise TypeError(f"{what}: got {len(values)} values, expected {energy.num_variables}, one for each variable.")
     leads = [leading_shape(v, s, what) for v, s in zip(values, energy.event_shapes, strict=True)]
-    result = check_energy_shape(energy(*values), broadcast([energy.batch_shape, *leads], what), what)
+    expected = broadcast([energy.batch_shape, *leads], what)
+    result = check_energy_shape(energy(*values), expected, what)
     distribution = _EnergyFactor(result, values)
     pyro.sample(name, distribution, obs=distribution.sample(), infer={"is_auxiliary": True})

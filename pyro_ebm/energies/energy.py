@@ -135,6 +135,11 @@ class Energy(nn.Module, ABC):
     __rmul__ = __mul__
 
     def __truediv__(self, temperature: object) -> Energy:
+        if isinstance(temperature, nn.Parameter):
+            raise TypeError(
+                "Energy / Parameter: got a temperature to be learned, expected a number or a tensor. Learn the inverse "
+                "temperature: weight * energy, with a Parameter as weight."
+            )
         return self * (1.0 / temperature) if isinstance(temperature, (int, float, Tensor)) else NotImplemented
 
 

@@ -19,7 +19,7 @@ class MixtureEnergy(Energy):
 
     Args:
         energies: K energies over the same variables, with one support.
-        weights: positive weights `(*batch, K)`; all one if not given.
+        weights: positive weights `(*batch, K)`; all one if not given; a `Parameter` is learned.
 
     Raises:
         EnergyShapeError: if event shapes differ, or the weights do not fit.
@@ -29,7 +29,7 @@ class MixtureEnergy(Energy):
         Du, Li and Mordatch 2020, Compositional visual generation with energy based models.
     """
 
-    log_weights: Tensor
+    weights: Tensor
 
     def __init__(self, energies: Sequence[Energy], weights: Tensor | None = None) -> None:
         require_same_variables(energies, "MixtureEnergy")
@@ -47,12 +47,15 @@ class MixtureEnergy(Energy):
             batch_shape=broadcast([weights.shape[:-1], *(e.batch_shape for e in energies)], "MixtureEnergy"),
         )
         self.components = nn.ModuleList(energies)
-        self.register_buffer("log_weights", weights.log())
+        if isinstance(weights, nn.Parameter):
+            self.weights = weights
+        else:
+            self.register_buffer("weights", weights)
 
     def forward(self, *values: Tensor) -> Tensor:
         """The energy at `(*sample, *batch, *event)`, `(*sample, *batch)`."""
         negative = torch.stack(torch.broadcast_tensors(*[-e(*values) for e in self.components]), dim=-1)
-        return -torch.logsumexp(self.log_weights + negative, dim=-1)
+        return -torch.logsumexp(self.weights.log() + negative, dim=-1)
 
 
 def mixture(energies: Sequence[Energy], weights: Tensor | None = None) -> MixtureEnergy:

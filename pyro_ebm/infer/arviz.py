@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro.infer
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
+from pyro_ebm._core.errors import BatchingError
 from pyro_ebm.diagnostics.inference_data import inference_data
 from pyro_ebm.infer.structure import Structure
 from pyro_ebm.infer.target import Target, build_target
 
 if TYPE_CHECKING:
-    from arviz import InferenceData
-
+    from pyro_ebm.diagnostics.inference_data import InferenceData
     from pyro_ebm.infer.mcmc import MCMC
 
 
@@ -38,7 +39,8 @@ def to_arviz(
     and coords come from plates.
 
     Args:
-        mcmc: a finished run, of pyro_ebm or of Pyro itself; the latter has fewer diagnostics to give.
+        mcmc: a finished run, of pyro_ebm or of Pyro itself; the latter has fewer diagnostics to give, and if its model
+            cannot be batched, no more than draws and divergences.
         log_likelihood: whether to compute the log likelihood.
         prior: draws from the prior predictive by site, `(draws, *shape)`, as `pyro.infer.Predictive(model,
             num_samples=...)` makes them; latent sites go to `prior`, data to `prior_predictive`.
@@ -55,8 +57,9 @@ def to_arviz(
     Raises:
         ValueError: if predictive draws do not divide among the chains.
     """
+    target: Target | None
     if isinstance(mcmc, pyro.infer.MCMC):
-        target = build_target(mcmc.kernel.model, mcmc._args, mcmc._kwargs)
+        target = _pyro_target(mcmc)
         posterior = mcmc.get_samples(group_by_chain=True)
         groups = {"posterior": dict(posterior), "sample_stats": {"diverging": _pyro_divergences(mcmc)}}
         attrs: dict[str, Any] = {"inference_library": "pyro"}
@@ -66,18 +69,21 @@ def to_arviz(
         groups = {"posterior": dict(posterior), "sample_stats": mcmc.sample_stats()}
         groups["warmup_posterior"], groups["warmup_sample_stats"] = mcmc.warmup_draws()
         attrs = mcmc.attrs
-    structure = target.structure
+    structure = target.structure if target is not None else Structure()
     chains, draws = next(iter(posterior.values())).shape[:2]
-    if (log_likelihood and structure.observed) or structure.deterministics:
+    if target is not None and ((log_likelihood and structure.observed) or structure.deterministics):
         deterministics, likelihoods = _pointwise(target, posterior)
         groups["posterior"].update(deterministics)
         if log_likelihood:
             groups["log_likelihood"] = likelihoods
     groups["observed_data"] = structure.observed
     groups["constant_data"] = dict(constant_data or {})
+    shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
+    shapes |= {name: value.shape for name, value in structure.observed.items()}
     if posterior_predictive is not None:
-        groups["posterior_predictive"] = _by_chain(posterior_predictive, chains, draws)
+        groups["posterior_predictive"] = _by_chain(_unpadded(posterior_predictive, shapes), chains, draws)
     if prior is not None:
+        prior = _unpadded(prior, shapes)
         latent = {name for name in prior if name in structure.latents or name in structure.deterministics}
         groups["prior"] = {name: value.unsqueeze(0) for name, value in prior.items() if name in latent}
         groups["prior_predictive"] = {name: v.unsqueeze(0) for name, v in prior.items() if name not in latent}
@@ -103,6 +109,16 @@ def _pointwise(target: Target, posterior: Mapping[str, Tensor]) -> tuple[dict[st
     return deterministics, likelihoods
 
 
+def _unpadded(values: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> dict[str, Tensor]:
+    """Draws in the shapes of their sites: Pyro's `Predictive` pads those outside of plates with dims of size one."""
+    return {
+        name: value.reshape(len(value), *shapes[name])
+        if name in shapes and value.shape[1:].numel() == shapes[name].numel()
+        else value
+        for name, value in values.items()
+    }
+
+
 def _by_chain(values: Mapping[str, Tensor], chains: int, draws: int) -> dict[str, Tensor]:
     for name, value in values.items():
         if value.shape[0] != chains * draws:
@@ -124,6 +140,17 @@ def _dims(structure: Structure) -> dict[str, list[str]]:
 def _names(site: str, ndims: int, plates: Sequence[str | None]) -> list[str]:
     padded = [*plates, *[None] * (ndims - len(plates))]
     return [plate or f"{site}_dim_{i}" for i, plate in enumerate(padded)]
+
+
+def _pyro_target(mcmc: Any) -> Target | None:
+    """The model of a run of Pyro's, or `None` where there is none (a `potential_fn`) or it cannot be batched."""
+    if mcmc.kernel.model is None:
+        return None
+    try:
+        return build_target(mcmc.kernel.model, mcmc._args, mcmc._kwargs)
+    except BatchingError as error:
+        warnings.warn(f"to_arviz: only draws and divergences are converted. {error}", UserWarning, stacklevel=3)
+        return None
 
 
 def _pyro_divergences(mcmc: Any) -> Tensor:

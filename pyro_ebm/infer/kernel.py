@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 from pyro.infer.autoguide.initialization import init_to_uniform
@@ -56,6 +56,10 @@ class Kernel(ABC):
     @abstractmethod
     def algorithm(self) -> Algorithm:
         """The sampler with its settings."""
+
+    def settings(self) -> dict[str, float | bool | None]:
+        """The arguments by name, but for the model and the start."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("model", "init_strategy")}
 
     def uses_dense_metric(self, dim: int, num_chains: int, warmup_steps: int) -> bool:
         """Whether a run of this size has a dense mass matrix."""

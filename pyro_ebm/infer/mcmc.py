@@ -21,7 +21,7 @@ from pyro_ebm.infer.target import Target, build_target
 from pyro_ebm.mcmc.run import Run, RunSettings
 
 if TYPE_CHECKING:
-    from arviz import InferenceData
+    from pyro_ebm.diagnostics.inference_data import InferenceData
 
 _PROGRESS_SECONDS = 0.1
 # A chain whose draws repeat this often has in effect not moved; trees cut this often waste and bias.
@@ -261,6 +261,12 @@ class MCMC:
             raise RuntimeError("MCMC: there are no draws yet. Call run(...) first.")
         return self._run
 
+    def _recorded(self) -> dict[str, Tensor]:
+        recorded = self._require_run().draws.draws()
+        if not recorded or recorded["position"].shape[1] == 0:
+            raise RuntimeError("MCMC: there are no draws yet: the run was interrupted before the first. Call resume().")
+        return recorded
+
     @property
     def target(self) -> Target:
         """The batched density that was sampled."""
@@ -278,11 +284,8 @@ class MCMC:
         Returns:
             `(chains * draws, *shape)`, or `(chains, draws, *shape)` if grouped.
         """
-        run = self._require_run()
         if self._samples is None:
-            recorded = run.draws.draws()
-            position = recorded.get("position", torch.empty(self.num_chains, 0, self.target.raveler.dim))
-            sites = self.target.constrain(position)
+            sites = self.target.constrain(self._recorded()["position"])
             self._samples = {n: v for n, v in sites.items() if self.save_params is None or n in self.save_params}
         samples = self._samples if group_by_chain else {n: v.flatten(0, 1) for n, v in self._samples.items()}
         if num_samples is None:
@@ -294,8 +297,7 @@ class MCMC:
 
     def sample_stats(self) -> dict[str, Tensor]:
         """Diagnostics of each draw, `(chains, draws)`, by ArviZ's names: `lp`, `diverging`, `acceptance_rate`, ..."""
-        recorded = self._require_run().draws.draws()
-        return {name: value for name, value in recorded.items() if name != "position"}
+        return {name: value for name, value in self._recorded().items() if name != "position"}
 
     def warmup_draws(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draws by site and diagnostics of the warm-up, each `(chains, draws, ...)`; empty unless `save_warmup`."""
@@ -355,10 +357,7 @@ class MCMC:
         """
         run = self._require_run()
         return {
-            "kernel": self.kernel.algorithm().name,
-            "num_chains": self.num_chains,
-            "num_samples": self.num_samples,
-            "warmup_steps": self.warmup_steps,
+            **self._settings(),
             "sites": {name: list(shape) for name, shape in self.target.raveler.shapes.items()},
             "run_time": self.run_time,
             "run": run.state_dict(),
@@ -370,19 +369,24 @@ class MCMC:
         Raises:
             ValueError: if it was saved from another kind of run.
         """
-        mine = {
+        for name, value in self._settings().items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"MCMC.load_state_dict: got a run with {name} {state.get(name)}, expected {value}. "
+                    "Make the MCMC as the one that was saved."
+                )
+        self._loaded = state
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the draws, beside the model and the random state."""
+        return {
             "kernel": self.kernel.algorithm().name,
             "num_chains": self.num_chains,
             "num_samples": self.num_samples,
             "warmup_steps": self.warmup_steps,
+            "save_warmup": self.save_warmup,
+            **self.kernel.settings(),
         }
-        for name, value in mine.items():
-            if state[name] != value:
-                raise ValueError(
-                    f"MCMC.load_state_dict: got a run with {name} {state[name]}, expected {value}. "
-                    "Make the MCMC as the one that was saved."
-                )
-        self._loaded = state
 
 
 def _head(table: Mapping[int, int], most: int = 10) -> str:

@@ -15,11 +15,12 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from pyro_ebm._core.errors import BatchingError
+from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.supports import same_support, unconstraining
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.messengers import LogJoint, Pointwise
-from pyro_ebm.infer.structure import read_structure, trace_model
+from pyro_ebm.infer.structure import LatentSite, read_structure, trace_model
 
 # Draws evaluated at a time when many are constrained or scored: bounds memory.
 _CHUNK = 256
@@ -59,8 +60,11 @@ class ModelTarget:
         for site in latents.values():
             dtype = torch.promote_types(dtype, site.dtype)
         self.like = torch.zeros(self.raveler.dim, dtype=dtype, device=next(iter(latents.values())).device)
-        self._require_deterministic(trace)
-        self._static_supports = self._compare_supports()
+        # At a random point: at zero, what multiplies a site vanishes.
+        elsewhere = {n: 2 * torch.rand(shape).to(self.like) - 1 for n, shape in self.raveler.shapes.items()}
+        first, second = (trace_model(model, args, kwargs, elsewhere) for _ in range(2))
+        self._static_supports = self._compare_supports(read_structure(first).latents)
+        self._require_deterministic(first, second)
         self._probe()
 
     # -- the density -------------------------------------------------------------------------------------------------
@@ -82,11 +86,14 @@ class ModelTarget:
 
     def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
+        batched = torch.func.vmap(torch.func.grad_and_value(self._log_joint), randomness="error")
         try:
             with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-                gradient, value = torch.func.vmap(torch.func.grad_and_value(self._log_joint), randomness="error")(
-                    position
-                )
+                try:
+                    gradient, value = batched(position)
+                except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                    with NanCholesky():
+                        gradient, value = batched(position)
         except (RuntimeError, ValueError) as error:
             self._explain(error)
         finally:
@@ -105,7 +112,7 @@ class ModelTarget:
 
         lead = position.shape[:-1]
         found = self._batched(values, position.reshape(-1, self.raveler.dim))
-        return {name: value.reshape(*lead, *value.shape[1:]) for name, value in found.items()}
+        return {name: value.reshape((*lead, *value.shape[1:])) for name, value in found.items()}
 
     def pointwise(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Deterministic sites and log likelihoods at values `(draws, *shape)`, each `(draws, ...)`."""
@@ -147,8 +154,7 @@ class ModelTarget:
 
     # -- what cannot be batched --------------------------------------------------------------------------------------
 
-    def _require_deterministic(self, first: Any) -> None:
-        second = trace_model(self._model, self._args, self._kwargs, {})
+    def _require_deterministic(self, first: Any, second: Any) -> None:
         for name, node in first.nodes.items():
             if "log_prob" not in node:
                 continue
@@ -160,9 +166,7 @@ class ModelTarget:
                     "make them sites (pyro.sample), or put dropout layers in eval mode."
                 )
 
-    def _compare_supports(self) -> bool:
-        elsewhere = {n: 2 * torch.rand(shape).to(self.like) - 1 for n, shape in self.raveler.shapes.items()}
-        other = read_structure(trace_model(self._model, self._args, self._kwargs, elsewhere)).latents
+    def _compare_supports(self, other: Mapping[str, LatentSite]) -> bool:
         here = self.structure.latents
         shapes = [{n: site.unconstrained_shape for n, site in each.items()} for each in (here, other)]
         if shapes[0] != shapes[1]:
@@ -188,12 +192,11 @@ class ModelTarget:
                 "Draw it "
                 "before the run and pass it as an argument, or put dropout layers in eval mode."
             ) from error
-        if "data-dependent" in text or ".item()" in text:
+        if "data-dependent" in text or ".item()" in text or "have storage" in text:
             raise BatchingError(
-                f"{where}: got a Python branch or .item() that depends on a sampled value, expected one program for "
-                "all "
-                "chains. Use torch.where(condition, a, b) instead of if, and keep tensors as tensors; or sample with "
-                "pyro.infer.MCMC, one chain at a time."
+                f"{where}: got a Python branch, .item() or NumPy call that depends on a sampled value, expected one "
+                "program for all chains. Use torch.where(condition, a, b) instead of if, and keep tensors as tensors; "
+                "or sample with pyro.infer.MCMC, one chain at a time."
             ) from error
         if "vmap" in text:
             raise BatchingError(

@@ -9,12 +9,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.errors import BatchingError
+from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.supports import unconstraining
 
 
@@ -51,7 +53,7 @@ class Structure:
         latents: what inference moves.
         observed: the data, by site; `pyro.factor` and `pyro.deterministic` sites are none.
         observed_dims: names of the plates at the leading dims of the data.
-        deterministics: names of `pyro.deterministic` sites, with the plates at their leading dims.
+        deterministics: names of `pyro.deterministic` and reparametrised sites, with the plates at their leading dims.
         plates: the size of each plate.
         unnormalized: names of observed sites whose density lacks its log Z.
     """
@@ -94,9 +96,10 @@ class FillLatents(Messenger):  # type: ignore[misc]
                 "enumerates."
             )
         transform = unconstraining(fn.support, f'site "{name}"')
-        like = floating_like(fn)
-        value = self.unconstrained.get(name, like.new_zeros(transform.inverse_shape(fn.shape())))
-        msg["value"] = transform(value.to(like)).detach().requires_grad_()
+        zeros = floating_like(fn).new_zeros(transform.inverse_shape(fn.shape()))
+        given = self.unconstrained.get(name, zeros)
+        free = given.to(zeros) if given.shape == zeros.shape else zeros  # a new shape is for the caller to notice
+        msg["value"] = transform(free).detach().requires_grad_()
         msg["infer"] = {**msg["infer"], "moved_by_mcmc": True}
         msg["done"] = True
 
@@ -107,8 +110,9 @@ def is_subsample(msg: Mapping[str, Any]) -> bool:
 
 
 def is_deterministic(msg: Mapping[str, Any]) -> bool:
-    """Whether a site is a `pyro.deterministic` statement."""
-    return bool(msg["infer"].get("_deterministic"))
+    """Whether a site is a `pyro.deterministic` statement, or what `poutine.reparam` has made one like it."""
+    fn = msg["fn"]
+    return isinstance(fn, MaskedDistribution) and fn._mask is False and isinstance(fn.base_dist, Delta)
 
 
 def floating_like(fn: Any) -> Tensor:
@@ -136,7 +140,7 @@ def trace_model(
         BatchingError: if a site is discrete or subsampled.
         UnnormalizedError: if a density lacks a log Z that is not a constant here.
     """
-    with poutine.block(), pyro.validation_enabled(False), FillLatents(unconstrained):
+    with poutine.block(), pyro.validation_enabled(False), NanCholesky(), FillLatents(unconstrained):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         trace.compute_log_prob()
     return trace

@@ -10,3 +10,8 @@ A step is one *tick* of a finite-state machine: one gradient for every chain. `I
 transition in this tick; `State.position` then holds their draw. Nothing in a step depends on data in Python, so that it
 runs eagerly, traced and compiled alike. Masses are not a sampler's business: see `metric`.
 """
+
+from pyro_ebm._core.gradients import with_gradient
+from pyro_ebm.mcmc import hmc, langevin, nuts
+
+__all__ = ["hmc", "langevin", "nuts", "with_gradient"]

@@ -31,6 +31,11 @@ class Info(Protocol):
         ...
 
     @property
+    def lp(self) -> Tensor:
+        """The log density of the draw, `(chains,)`."""
+        ...
+
+    @property
     def acceptance_rate(self) -> Tensor:
         """The acceptance probability of the transition, `(chains,)`."""
         ...

@@ -38,7 +38,8 @@ class PooledCovariance(NamedTuple):
         weight = done.to(position.dtype)
         new = weight.sum()
         count = self.num_draws + new
-        mean = weight @ position / new.clamp(min=1)
+        position = torch.where(done.unsqueeze(-1), position, 0)  # what the others say may not be finite
+        mean = position.sum(0) / new.clamp(min=1)
         deviation = (position - mean) * weight.unsqueeze(-1)
         shift = torch.where(new > 0, mean - self.mean, 0)
         correction = self.num_draws * new / count.clamp(min=1)

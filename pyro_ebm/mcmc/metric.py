@@ -29,8 +29,9 @@ class Metric(NamedTuple):
         """`x` to `q`, both `(*lead, dim)`."""
         if self.scale.dim() == 1:
             return position / self.scale
-        whitened: Tensor = torch.linalg.solve_triangular(self.scale, position.mT, upper=False)
-        return whitened.mT
+        rows = position.reshape(-1, position.shape[-1])
+        whitened: Tensor = torch.linalg.solve_triangular(self.scale.mT, rows, upper=True, left=False)
+        return whitened.reshape(position.shape)
 
     def whiten(self, log_density: LogDensity) -> LogDensity:
         """The log density of `q`, up to the constant `log |det L|`, with its gradient."""

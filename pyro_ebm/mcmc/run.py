@@ -169,18 +169,20 @@ class Run:
         self._in_warmup = self._in_warmup + info.done
         if self.settings.save_warmup:
             self.warmup_draws.record(info.done, {"position": self.position, **values})
+        # A chain that is lost where the density is not finite rejects in every tick: it would ruin the pool.
+        sound = info.done & torch.isfinite(info.lp)
         if adapting:
-            self._averaging = self._averaging.update(info.acceptance_rate, info.done, self.algorithm.target_accept_prob)
+            self._averaging = self._averaging.update(info.acceptance_rate, sound, self.algorithm.target_accept_prob)
         if self._windows[self._window].renews_metric:
-            self._covariance = self._covariance.update(self.position, info.done)
+            self._covariance = self._covariance.update(self.position, sound)
 
     def _end_window_if_due(self) -> None:
-        """Windows end by the *mean* count, so that no chain waits.
+        """Windows end by the *median* count, so that no chain waits, and no lost one hurries the others.
 
         The last one lets every chain make its transitions.
         """
         window, last = self._windows[self._window], self._window == len(self._windows) - 1
-        due = float(self._in_window.double().mean()) >= window.length
+        due = int(self._in_window.median()) >= window.length
         if last:
             due = due and int(self._in_warmup.min()) >= self.settings.warmup_steps
         if not due:

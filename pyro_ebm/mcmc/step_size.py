@@ -17,7 +17,8 @@ _MAX_DOUBLINGS = 60
 def reasonable_step_size(log_density: LogDensity, position: Tensor, momentum: Tensor, start: Tensor) -> Tensor:
     """The step size at which the acceptance of one leapfrog step crosses 0.8: the median over chains, `()`.
 
-    Each chain doubles or halves its own step, starting at `start`, until its acceptance probability crosses 0.8.
+    Each chain doubles or halves its own step, starting at `start`, until its acceptance probability crosses 0.8. Chains
+    where the density is not finite are left out.
 
     Args:
         log_density: the log density with its gradient.
@@ -35,15 +36,16 @@ def reasonable_step_size(log_density: LogDensity, position: Tensor, momentum: Te
         _, end_momentum, end_value, end_gradient = leapfrog(log_density, position, momentum, gradient, step[:, None])
         return energy_error(hamiltonian(end_value, end_momentum), initial_energy, end_gradient) < -math.log(0.8)
 
+    sound = torch.isfinite(initial_energy) & torch.isfinite(gradient).all(-1)
     step = start.expand(position.shape[0]).clone()
-    growing = accepts(step)
-    active = torch.ones_like(growing)
+    growing, active = accepts(step), sound
     for _ in range(_MAX_DOUBLINGS):
         step = torch.where(active, torch.where(growing, 2 * step, 0.5 * step), step)
         active = active & (accepts(step) == growing)
         if not active.any():
             break
-    return step.log().median().exp()
+    found = torch.where(sound, step.log(), torch.nan).nanmedian().exp()
+    return torch.where(sound.any(), found, start)
 
 
 class DualAveraging(NamedTuple):
@@ -74,7 +76,7 @@ class DualAveraging(NamedTuple):
     def start(cls, step_size: Tensor) -> "DualAveraging":
         """Begin at a step size, `()`."""
         zero, log_step = torch.zeros_like(step_size), step_size.log()
-        return cls(log_step, log_step, log_step + math.log(10), zero, zero, zero, zero)
+        return cls(log_step, log_step, log_step, zero, zero, zero, zero)
 
     def update(self, acceptance: Tensor, done: Tensor, target: float) -> "DualAveraging":
         """Take in the acceptance probabilities `(chains,)` of the chains that are `done`, `(chains,)`."""
