@@ -198,7 +198,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         with torch.inference_mode(False), torch.no_grad():
             if self.shape(sample_shape).numel() == 0:
                 return self._like().new_empty(self.shape(sample_shape))
-            if False:
+            if only_shape_needed():
                 try:
                     return init_sample(self, self.base, sample_shape, self._like())
                 except EnergySupportError:
