@@ -35,12 +35,19 @@ def strip_independent(support: Constraint) -> Constraint:
     return support
 
 
+# The same set but for its edge, which has no mass: a density on one is a density on the other.
+_OPEN = {
+    type(constraints.greater_than_eq(0.0)): type(constraints.greater_than(0.0)),
+    type(constraints.half_open_interval(0.0, 1.0)): type(constraints.interval(0.0, 1.0)),
+}
+
+
 def same_support(first: Constraint, second: Constraint) -> bool:
-    """Whether two supports are the same set (torch's constraints have no equality of their own)."""
+    """Whether two supports are the same set but for the edge (torch's constraints have no equality of their own)."""
     if first.event_dim != second.event_dim:
         return False
     first, second = strip_independent(first), strip_independent(second)
-    if type(first) is not type(second):
+    if _OPEN.get(type(first), type(first)) is not _OPEN.get(type(second), type(second)):
         return False
     bounds, other_bounds = vars(first), vars(second)
     return bounds.keys() == other_bounds.keys() and all(_same(bounds[k], other_bounds[k]) for k in bounds)
