@@ -3,6 +3,7 @@
 import io
 import math
 from itertools import pairwise
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ class PlainDualAveraging:
 
 
 def test_one_chain_follows_the_published_recursion() -> None:
-    ours = DualAveraging.start(float64(0.3))
+    ours = DualAveraging.start(float64(0.3), 1)
     plain = PlainDualAveraging(0.3, float(ours.centre), 0.7)
     for acceptance in torch.rand(200, generator=generator(1), dtype=torch.float64):
         ours = ours.update(torch.tensor([math.nan, acceptance])[:1], torch.tensor([False]), 0.7)  # nothing ended
@@ -57,23 +58,34 @@ def test_one_chain_follows_the_published_recursion() -> None:
         assert float(ours.final_step_size) == pytest.approx(plain.average)
 
 
-def test_many_chains_make_one_update_for_each_round_of_transitions() -> None:
-    """As soon as as many transitions have ended as there are chains, with their mean."""
-    chains, ours = 6, DualAveraging.start(float64(1.0))
+def test_many_chains_make_one_update_when_half_of_them_have_reported() -> None:
+    """With the mean over chains of the mean of each."""
+    chains, ours = 6, DualAveraging.start(float64(1.0), 6)
     plain = PlainDualAveraging(1.0, float(ours.centre), 0.8)
     acceptance = torch.rand(100, chains, generator=generator(1), dtype=torch.float64)
     done = torch.rand(100, chains, generator=generator(2)) < 0.3
-    waiting: list[float] = []
+    waiting: dict[int, list[float]] = {}
     num_updates = 0
     for row, ended in zip(acceptance, done, strict=True):
         ours = ours.update(torch.where(ended, row, math.nan), ended, 0.8)
-        waiting += row[ended].tolist()
-        if len(waiting) >= chains:
-            plain.update(sum(waiting) / len(waiting))
-            waiting, num_updates = [], num_updates + 1
+        for chain in ended.nonzero().flatten().tolist():
+            waiting.setdefault(chain, []).append(float(row[chain]))
+        if 2 * len(waiting) >= chains:
+            plain.update(mean(mean(accepted) for accepted in waiting.values()))
+            waiting, num_updates = {}, num_updates + 1
         assert float(ours.step_size) == pytest.approx(plain.step_size)
         assert float(ours.final_step_size) == pytest.approx(plain.average)
     assert int(ours.num_updates) == num_updates > 20
+
+
+def test_chains_that_never_accept_are_left_out_while_they_are_few() -> None:
+    averaging = DualAveraging.start(float64(1.0), 6)
+    plain = PlainDualAveraging(1.0, float(averaging.centre), 0.8)
+    few, many = torch.tensor([0.0, 0.0, 0.7, 0.8, 0.9, 1.0]), torch.tensor([0.0, 0.0, 0.0, 0.0, 0.9, 1.0])
+    for row, expected in ((few, 0.85), (many, 1.9 / 6), (torch.zeros(6), 0.0)):
+        averaging = averaging.update(row.double(), torch.ones(6, dtype=torch.bool), 0.8)
+        plain.update(expected)
+        assert float(averaging.step_size) == pytest.approx(plain.step_size)
 
 
 def acceptances(log_density: Any, position: Tensor, step_size: Tensor, seed: int) -> Tensor:
@@ -98,7 +110,7 @@ def test_dual_averaging_reaches_the_target_acceptance(target: float, scale: floa
         return scale * torch.randn(num_draws, dim, generator=generator(seed), dtype=torch.float64)
 
     averaging = DualAveraging.start(
-        reasonable_step_size(log_density, draw(chains, 1), randn(2, chains, dim), float64(1.0))
+        reasonable_step_size(log_density, draw(chains, 1), randn(2, chains, dim), float64(1.0)), chains
     )
     ended = torch.ones(chains, dtype=torch.bool)
     for seed in range(num_updates):

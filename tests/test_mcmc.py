@@ -743,13 +743,16 @@ def test_divergences_are_counted_by_chain() -> None:
 
 
 class Island(Energy):
-    """A standard normal without a density beyond 6, but for a flat spot at 1000, which no leapfrog leaves."""
+    """A standard normal without a density beyond 6, but for a flat spot at 1000, which no leapfrog leaves.
+
+    The spot has room for the rounding of a change of metric, and for no step.
+    """
 
     def __init__(self) -> None:
         super().__init__(())
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x == 1000.0, 0.0, torch.where(x.abs() < 6, 0.5 * x.square(), torch.nan))
+        return torch.where((x - 1000).abs() < 2e-4, 0.0, torch.where(x.abs() < 6, 0.5 * x.square(), torch.nan))
 
 
 @pytest.mark.parametrize("kernel", EXACT)
@@ -757,22 +760,20 @@ def test_a_chain_in_a_region_without_a_density_harms_no_other(kernel: type[Kerne
     starts = torch.linspace(-1, 1, 12)
     starts[2] = 1000.0
     with pytest.warns(SamplingWarning) as seen:
-        mcmc = run(
-            kernel(Island(), adapt_step_size=False, adapt_mass_matrix=False),
-            num_chains=12,
-            initial_params={"x": starts},
-        )
+        mcmc = run(kernel(Island()), num_chains=12, initial_params={"x": starts})
     messages = " ".join(str(w.message) for w in seen)
     assert re.search(r"\b2: 300\b", messages)
     assert "1 of 12 chains did not move (chains [2])" in messages
     stats = mcmc.sample_stats()
     assert stats["diverging"][2].all()
     assert (stats["acceptance_rate"][2] == 0).all()
-    assert (draws(mcmc)[2] == 1000.0).all()
+    assert ((draws(mcmc)[2] - 1000).abs() < 2e-4).all()
     others = draws(mcmc)[torch.arange(12) != 2]
     assert others.isfinite().all()
     check_moments(others, 0.0, 1.0)
     check_mixing(others)
+    assert 0.2 < float(mcmc.inverse_mass_matrix) < 5  # adapted to the others
+    assert float(stats["acceptance_rate"][torch.arange(12) != 2].mean()) < 0.99
 
 
 def test_a_chain_that_runs_into_such_a_region_comes_back() -> None:

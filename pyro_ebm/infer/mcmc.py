@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PROGRESS_SECONDS = 0.1
 # A chain whose draws repeat this often has in effect not moved; trees cut this often waste and bias.
 _STUCK, _SATURATED = 0.99, 0.05
+_ENOUGH = 20  # draws, before a chain that repeats its own is called stuck
 
 
 class MCMC:
@@ -225,7 +226,7 @@ class MCMC:
     def _warn(self, run: Run) -> None:
         """Say which chains need attention; a bad chain is data and a warning, never an exception."""
         recorded = run.draws.draws()
-        if not recorded or recorded["position"].shape[1] < 2:
+        if not recorded or recorded["position"].shape[1] == 0:
             return
         messages = []
         divergences = run.num_divergences
@@ -239,7 +240,7 @@ class MCMC:
         position = recorded["position"]
         repeats = (position[:, 1:] == position[:, :-1]).all(-1).double().mean(-1)
         stuck = (repeats > _STUCK).nonzero().flatten().tolist()
-        if stuck:
+        if stuck and position.shape[1] >= _ENOUGH:
             messages.append(
                 f"{len(stuck)} of {self.num_chains} chains did not move (chains {stuck[:10]}): the density may not be "
                 "finite "

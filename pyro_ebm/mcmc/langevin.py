@@ -2,8 +2,7 @@
 
 A Langevin step is one leapfrog step of size `√(2ε)` from a fresh momentum ξ, and its Metropolis ratio is that of the
 Hamiltonian: so both report a Hamiltonian, and ULA reports the acceptance rate that the correction *would have had*,
-    which
-measures its bias.
+which measures its bias.
 
 References:
     Roberts and Tweedie 1996, Exponential convergence of Langevin distributions and their discrete approximations.

@@ -7,8 +7,8 @@ checked inside each half by checkpoints at its even leaves.
 References:
     Hoffman and Gelman 2014, The no-U-turn sampler.
     Betancourt 2017, A conceptual introduction to Hamiltonian Monte Carlo.
-    Phan, Pradhan and Jankowiak 2019, Composable effects for flexible and accelerated probabilistic programming in
-    NumPyro. Dance, Glaser, Orbanz and Adams 2025, Efficiently vectorized MCMC on modern accelerators.
+    Phan, Pradhan and Jankowiak 2019, Composable effects for flexible and accelerated probabilistic programming.
+    Dance, Glaser, Orbanz and Adams 2025, Efficiently vectorized MCMC on modern accelerators.
 """
 
 from typing import NamedTuple
@@ -137,7 +137,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
     start = torch.stack([position, momentum, gradient])
     zeros, count = torch.zeros_like(value), torch.zeros(chains, dtype=torch.long, device=position.device)
     checkpoints = position.new_zeros(chains, parameters.max_tree_depth, dim)
-    return State(
+    state = State(
         position=position,
         log_density=value,
         gradient=gradient,
@@ -162,6 +162,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         acceptance_sum=zeros,
         n_steps=count,
     )
+    return State(*(field.clone() for field in state))  # a tracer takes a tensor that stands twice for one input
 
 
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:

@@ -86,7 +86,7 @@ class Run:
         self._in_warmup = torch.zeros_like(self._in_window)
         self._diverged = torch.zeros_like(self._in_window)
         self._acceptance = torch.zeros_like(self.step_size)
-        self._averaging = DualAveraging.start(self.step_size)
+        self._averaging = DualAveraging.start(self.step_size, self._in_window.shape[0])
         self._covariance = PooledCovariance.start(dim, dense=settings.dense_metric, like=position)
         self._state: State
         self._enter_window(position)
@@ -169,12 +169,12 @@ class Run:
         self._in_warmup = self._in_warmup + info.done
         if self.settings.save_warmup:
             self.warmup_draws.record(info.done, {"position": self.position, **values})
-        # A chain that is lost where the density is not finite rejects in every tick: it would ruin the pool.
+        # A chain that is lost, or diverges wherever it goes, rejects in every tick: it would ruin the pool.
         sound = info.done & torch.isfinite(info.lp)
         if adapting:
             self._averaging = self._averaging.update(info.acceptance_rate, sound, self.algorithm.target_accept_prob)
         if self._windows[self._window].renews_metric:
-            self._covariance = self._covariance.update(self.position, sound)
+            self._covariance = self._covariance.update(self.position, sound & ~info.diverging)
 
     def _end_window_if_due(self) -> None:
         """Windows end by the *median* count, so that no chain waits, and no lost one hurries the others.
@@ -205,7 +205,7 @@ class Run:
         if self.warming_up and self.settings.adapt_step_size:
             momentum = normal(whitened.shape, whitened, self.generator)
             self.step_size = reasonable_step_size(self._density, whitened, momentum, self.step_size)
-            self._averaging = DualAveraging.start(self.step_size)
+            self._averaging = DualAveraging.start(self.step_size, self._in_window.shape[0])
         if self.warming_up and self._windows[self._window].renews_metric:
             dim = position.shape[-1]
             self._covariance = PooledCovariance.start(dim, dense=self.settings.dense_metric, like=position)

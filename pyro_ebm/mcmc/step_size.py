@@ -12,6 +12,8 @@ from pyro_ebm.mcmc.integrator import energy_error, hamiltonian, leapfrog
 # Hoffman and Gelman 2014, section 3.2.1.
 _SHRINKAGE, _STABILITY, _FORGETTING = 0.05, 10.0, 0.75
 _MAX_DOUBLINGS = 60
+# A chain below this acceptance does not move: it is where the density is broken, or the step far too long for it.
+_NEVER_ACCEPTS = 1e-3
 
 
 def reasonable_step_size(log_density: LogDensity, position: Tensor, momentum: Tensor, start: Tensor) -> Tensor:
@@ -49,10 +51,11 @@ def reasonable_step_size(log_density: LogDensity, position: Tensor, momentum: Te
 
 
 class DualAveraging(NamedTuple):
-    """Nesterov's dual averaging of `log ε`, one update for each `chains` transitions, all tensors `()`.
+    """Nesterov's dual averaging of `log ε`, with one update when half of the chains have ended a transition.
 
-    One update waits for as many transitions as there are chains, so that its gain and lag are those of one chain,
-    however many chains there are and however long their trajectories.
+    So its gain and lag are those of one chain, however many chains there are and however long their trajectories. An
+    update takes the mean over chains of what each accepted since the last: a chain that rejects everything ends a
+    transition in every tick, and must not outweigh the others. While such chains are a minority they are left out.
 
     Attributes:
         log_step_size: the present `log ε`.
@@ -60,8 +63,8 @@ class DualAveraging(NamedTuple):
         centre: the point towards which `log ε` shrinks.
         error: the running mean of target minus acceptance.
         num_updates: updates made.
-        acceptance_sum: of the transitions since the last update.
-        transitions: their number.
+        acceptance_sum: of the transitions of each chain since the last update, `(chains,)`.
+        transitions: their number, `(chains,)`.
     """
 
     log_step_size: Tensor
@@ -73,19 +76,29 @@ class DualAveraging(NamedTuple):
     transitions: Tensor
 
     @classmethod
-    def start(cls, step_size: Tensor) -> "DualAveraging":
-        """Begin at a step size, `()`."""
+    def start(cls, step_size: Tensor, num_chains: int) -> "DualAveraging":
+        """Begin at a step size, `()`.
+
+        The search for it has left it near its place, so `log ε` shrinks towards it, and not towards ten times it as
+        in Hoffman and Gelman 2014: that would send the first steps of every window far out and back.
+        """
         zero, log_step = torch.zeros_like(step_size), step_size.log()
-        return cls(log_step, log_step, log_step, zero, zero, zero, zero)
+        nothing = zero.expand(num_chains)
+        return cls(log_step, log_step, log_step, zero, zero, nothing, nothing)
 
     def update(self, acceptance: Tensor, done: Tensor, target: float) -> "DualAveraging":
         """Take in the acceptance probabilities `(chains,)` of the chains that are `done`, `(chains,)`."""
-        acceptance_sum = self.acceptance_sum + torch.where(done, acceptance, 0).sum()
-        transitions = self.transitions + done.sum()
-        full = transitions >= done.shape[0]
+        acceptance_sum = self.acceptance_sum + torch.where(done, acceptance, 0)
+        transitions = self.transitions + done
+        reporting = transitions > 0
+        full = 2 * reporting.sum() >= done.shape[0]
+        means = acceptance_sum / transitions.clamp(min=1)
+        moving = reporting & (means > _NEVER_ACCEPTS)
+        counted = torch.where(2 * moving.sum() >= reporting.sum(), moving, reporting)
+        mean = torch.where(counted, means, 0).sum() / counted.sum().clamp(min=1)
         count = self.num_updates + 1
         weight = 1 / (count + _STABILITY)
-        error = (1 - weight) * self.error + weight * (target - acceptance_sum / transitions.clamp(min=1))
+        error = (1 - weight) * self.error + weight * (target - mean)
         log_step = self.centre - count.sqrt() / _SHRINKAGE * error
         decay = count**-_FORGETTING
         updated = DualAveraging(
