@@ -106,8 +106,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         ):
             raise TypeError(
                 f"EnergyDistribution: got a {type(log_normalizer).__name__} as log_normalizer, expected a tensor, or "
-                "an "
-                "object with a method log_normalizer(energy, base). Wrap a number with torch.tensor(...)."
+                "an object with a method log_normalizer(energy, base). Wrap a number with torch.tensor(...)."
             )
         self.energy, self.base, self.sampler = energy, base, sampler
         self._log_normalizer = log_normalizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyro.infer
 import torch
@@ -17,11 +17,36 @@ from pyro_ebm.infer.target import Target, build_target
 
 if TYPE_CHECKING:
     from pyro_ebm.diagnostics.inference_data import InferenceData
-    from pyro_ebm.infer.mcmc import MCMC
+
+
+class BatchedRun(Protocol):
+    """A finished run: an `MCMC`."""
+
+    @property
+    def target(self) -> Target:
+        """The density that was sampled."""
+        ...
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What to keep of the run beside its draws."""
+        ...
+
+    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """Draws by site."""
+        ...
+
+    def sample_stats(self) -> dict[str, Tensor]:
+        """Diagnostics of each draw, `(chains, draws)`."""
+        ...
+
+    def warmup_draws(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draws and diagnostics of the warm-up."""
+        ...
 
 
 def to_arviz(
-    mcmc: MCMC | pyro.infer.MCMC,
+    mcmc: BatchedRun | pyro.infer.MCMC,
     *,
     log_likelihood: bool = True,
     prior: Mapping[str, Tensor] | None = None,

@@ -68,8 +68,7 @@ def initial_points(
         return position
     raise InitializationError(
         f"got no start with a finite density and gradient for {int(bad.sum())} of {num_chains} chains in {MAX_TRIES} "
-        "tries. "
-        f"{explain(position[bad][0])} Check the model there, or give another init_strategy or initial_params."
+        f"tries. {explain(position[bad][0])} Check the model there, or give another init_strategy or initial_params."
     )
 
 

@@ -17,6 +17,7 @@ from pyro_ebm.diagnostics.convergence import convergence, summary_table
 from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.initial_points import given_points, is_finite
 from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.progress import concerns, show_progress
 from pyro_ebm.infer.target import Target, build_target
 from pyro_ebm.mcmc.run import Run, RunSettings
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from pyro_ebm.diagnostics.inference_data import InferenceData
 
 _PROGRESS_SECONDS = 0.1
-# A chain whose draws repeat this often has in effect not moved; trees cut this often waste and bias.
-_STUCK, _SATURATED = 0.99, 0.05
-_ENOUGH = 20  # draws, before a chain that repeats its own is called stuck
 
 
 class MCMC:
@@ -95,7 +93,6 @@ class MCMC:
         self.run_time = 0.0
         self._target: Target | None = None
         self._run: Run | None = None
-        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._loaded: Mapping[str, Any] | None = None
         self._samples: dict[str, Tensor] | None = None
 
@@ -120,8 +117,7 @@ class MCMC:
             if not bool(finite.all()):
                 raise InitializationError(
                     f"initial_params: got starts of chains {(~finite).nonzero().flatten().tolist()} where the density "
-                    "or its "
-                    "gradient is not finite, expected finite ones. Move them inside the support."
+                    "or its gradient is not finite, expected finite ones. Move them inside the support."
                 )
         self._run = self._make_run(target, position)
         self.run_time = 0.0
@@ -155,7 +151,7 @@ class MCMC:
         self._drive()
 
     def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
-        self._arguments, self._samples = (args, kwargs), None
+        self._samples = None
         self._target = build_target(self.kernel.model, args, kwargs)
         unknown = set(self.save_params or ()) - set(self._target.structure.latents)
         if unknown:
@@ -182,19 +178,15 @@ class MCMC:
         run = self._require_run()
         self._samples = None
         begin, shown = time.perf_counter(), -_PROGRESS_SECONDS
-        bar = tqdm(
-            total=self.warmup_steps + self.num_samples,
-            initial=run.transitions,
-            disable=self.disable_progbar,
-            leave=True,
-        )
+        total = self.warmup_steps + self.num_samples
+        bar = tqdm(total=total, initial=run.transitions, disable=self.disable_progbar)
         try:
             while not run.finished:
                 run.advance()
                 if time.perf_counter() - shown > _PROGRESS_SECONDS:
                     shown = time.perf_counter()
-                    self._show(bar, run)
-            self._show(bar, run)
+                    show_progress(bar, run)
+            show_progress(bar, run)
         except KeyboardInterrupt:
             kept = int(run.draws.counts.min().clamp(max=self.num_samples)) if not run.warming_up else 0
             warnings.warn(
@@ -206,54 +198,8 @@ class MCMC:
         finally:
             bar.close()
             self.run_time += time.perf_counter() - begin
-        self._warn(run)
-
-    def _show(self, bar: Any, run: Run) -> None:
-        if self.disable_progbar:
-            return
-        bar.set_description("Warmup" if run.warming_up else "Sample", refresh=False)
-        postfix = {
-            "chains": self.num_chains,
-            "step size": f"{float(run.current_step_size):.2e}",
-            "acc. prob": f"{run.mean_acceptance:.3f}",
-        }
-        divergences = int(run.num_divergences.sum())
-        if divergences:
-            postfix["divergences"] = divergences
-        bar.set_postfix(postfix, refresh=False)
-        bar.update(run.transitions - bar.n)
-
-    def _warn(self, run: Run) -> None:
-        """Say which chains need attention; a bad chain is data and a warning, never an exception."""
-        recorded = run.draws.draws()
-        if not recorded or recorded["position"].shape[1] == 0:
-            return
-        messages = []
-        divergences = run.num_divergences
-        if int(divergences.sum()):
-            chains = {i: int(n) for i, n in enumerate(divergences.tolist()) if n}
-            messages.append(
-                f"{int(divergences.sum())} divergent transitions in {len(chains)} of {self.num_chains} chains (chain: "
-                "number "
-                f"{_head(chains)}): raise target_accept_prob, or reparametrise the model."
-            )
-        position = recorded["position"]
-        repeats = (position[:, 1:] == position[:, :-1]).all(-1).double().mean(-1)
-        stuck = (repeats > _STUCK).nonzero().flatten().tolist()
-        if stuck and position.shape[1] >= _ENOUGH:
-            messages.append(
-                f"{len(stuck)} of {self.num_chains} chains did not move (chains {stuck[:10]}): the density may not be "
-                "finite "
-                "around them. Leave them out, or give other starts."
-            )
-        if "reached_max_treedepth" in recorded:
-            saturated = float(recorded["reached_max_treedepth"].double().mean())
-            if saturated > _SATURATED:
-                messages.append(
-                    f"{saturated:.0%} of the trajectories reached max_tree_depth: raise it, or use full_mass=True."
-                )
-        for message in messages:
-            warnings.warn(message, SamplingWarning, stacklevel=4)
+        for message in concerns(run):
+            warnings.warn(message, SamplingWarning, stacklevel=3)
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -388,8 +334,3 @@ class MCMC:
             "save_warmup": self.save_warmup,
             **self.kernel.settings(),
         }
-
-
-def _head(table: Mapping[int, int], most: int = 10) -> str:
-    shown = ", ".join(f"{key}: {value}" for key, value in list(table.items())[:most])
-    return shown + (", ..." if len(table) > most else "")

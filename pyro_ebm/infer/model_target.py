@@ -189,8 +189,7 @@ class ModelTarget:
         if "randomness" in text or "random operation" in text:
             raise BatchingError(
                 f"{where}: got a random operation inside the model, expected randomness only at pyro.sample sites. "
-                "Draw it "
-                "before the run and pass it as an argument, or put dropout layers in eval mode."
+                "Draw it before the run and pass it as an argument, or put dropout layers in eval mode."
             ) from error
         if "data-dependent" in text or ".item()" in text or "have storage" in text:
             raise BatchingError(
@@ -201,8 +200,7 @@ class ModelTarget:
         if "vmap" in text:
             raise BatchingError(
                 f"{where}: the model cannot be run for many chains at once: {text.splitlines()[0]} Write that step "
-                "without "
-                "in-place or boolean-mask operations, or sample with pyro.infer.MCMC, one chain at a time."
+                "without in-place or boolean-mask operations, or sample with pyro.infer.MCMC, one chain at a time."
             ) from error
         raise error
 

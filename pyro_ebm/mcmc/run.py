@@ -86,12 +86,17 @@ class Run:
         self._in_warmup = torch.zeros_like(self._in_window)
         self._diverged = torch.zeros_like(self._in_window)
         self._acceptance = torch.zeros_like(self.step_size)
-        self._averaging = DualAveraging.start(self.step_size, self._in_window.shape[0])
+        self._averaging = DualAveraging.start(self.step_size, self.num_chains)
         self._covariance = PooledCovariance.start(dim, dense=settings.dense_metric, like=position)
         self._state: State
         self._enter_window(position)
 
     # -- what a caller may ask between blocks ------------------------------------------------------------------------
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return self._in_window.shape[0]
 
     @property
     def warming_up(self) -> bool:
@@ -205,7 +210,7 @@ class Run:
         if self.warming_up and self.settings.adapt_step_size:
             momentum = normal(whitened.shape, whitened, self.generator)
             self.step_size = reasonable_step_size(self._density, whitened, momentum, self.step_size)
-            self._averaging = DualAveraging.start(self.step_size, self._in_window.shape[0])
+            self._averaging = DualAveraging.start(self.step_size, self.num_chains)
         if self.warming_up and self._windows[self._window].renews_metric:
             dim = position.shape[-1]
             self._covariance = PooledCovariance.start(dim, dense=self.settings.dense_metric, like=position)

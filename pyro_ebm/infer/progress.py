@@ -1,0 +1,59 @@
+"""What a run says of itself: its progress while it goes, and which chains need attention when it ends."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyro_ebm.mcmc.run import Run
+
+# A chain whose draws repeat this often, out of enough of them, has in effect not moved.
+_STUCK, _ENOUGH = 0.99, 20
+# Trajectories cut this often waste work and random-walk.
+_SATURATED = 0.05
+_MOST_NAMED = 10
+
+
+def show_progress(bar: Any, run: Run) -> None:
+    """Bring a tqdm bar up to date: stage, mean number of transitions, step size, acceptance, divergences."""
+    if bar.disable:
+        return
+    bar.set_description("Warmup" if run.warming_up else "Sample", refresh=False)
+    postfix = {
+        "chains": run.num_chains,
+        "step size": f"{float(run.current_step_size):.2e}",
+        "acc. prob": f"{run.mean_acceptance:.3f}",
+    }
+    divergences = int(run.num_divergences.sum())
+    if divergences:
+        postfix["divergences"] = divergences
+    bar.set_postfix(postfix, refresh=False)
+    bar.update(run.transitions - bar.n)
+
+
+def concerns(run: Run) -> Iterator[str]:
+    """What is wrong with which chains, and the way out, a sentence each.
+
+    A bad chain is data and a warning at the end, never an exception in the middle.
+    """
+    recorded = run.draws.draws()
+    if not recorded or recorded["position"].shape[1] == 0:
+        return
+    diverged = {chain: number for chain, number in enumerate(run.num_divergences.tolist()) if number}
+    if diverged:
+        named = ", ".join(f"{chain}: {number}" for chain, number in list(diverged.items())[:_MOST_NAMED])
+        more = ", ..." if len(diverged) > _MOST_NAMED else ""
+        yield (
+            f"{sum(diverged.values())} divergent transitions in {len(diverged)} of {run.num_chains} chains (chain: "
+            f"number {named}{more}): raise target_accept_prob, or reparametrise the model."
+        )
+    position = recorded["position"]
+    repeats = (position[:, 1:] == position[:, :-1]).all(-1).double().mean(-1)
+    stuck = (repeats > _STUCK).nonzero().flatten().tolist()
+    if stuck and position.shape[1] >= _ENOUGH:
+        yield (
+            f"{len(stuck)} of {run.num_chains} chains did not move (chains {stuck[:_MOST_NAMED]}): the density may not "
+            "be finite around them. Leave them out, or give other starts."
+        )
+    if "reached_max_treedepth" in recorded:
+        saturated = float(recorded["reached_max_treedepth"].double().mean())
+        if saturated > _SATURATED:
+            yield f"{saturated:.0%} of the trajectories reached max_tree_depth: raise it, or use full_mass=True."
