@@ -41,10 +41,10 @@ SEEN = PIXELS // 2  # the upper half
 LATENT_DIM = 4
 PIXEL_SD = 0.2  # of the decoder's likelihood; pixels are in [0, 1]
 NOISE_SD = 0.5  # of the noise through which unseen digits are observed
-NUM_TRAIN, NUM_UNSEEN, NUM_SHOWN = 1500, 96, 8
+NUM_TRAIN, NUM_UNSEEN, NUM_SHOWN = 1500, 48, 8
 NUM_WALKERS = 1500
 ENERGY_FROM = 0.4  # share of the training after which the energy learns too: first the decoder finds its latents
-NUM_CHAINS, WARMUP_STEPS, NUM_SAMPLES = 8, 150, 200
+NUM_CHAINS, WARMUP_STEPS, NUM_SAMPLES = 12, 150, 200
 
 
 @dataclass

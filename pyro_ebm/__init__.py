@@ -2,6 +2,74 @@
 
 __version__ = "0.1.0"
 
-from pyro_ebm.distributions import *  # noqa: F403
-from pyro_ebm.energies import *  # noqa: F403
-from pyro_ebm.infer import *  # noqa: F403
+from pyro_ebm._core.errors import (
+    BatchingError,
+    EnergyShapeError,
+    EnergySupportError,
+    InitializationError,
+    SamplingWarning,
+    UnnormalizedError,
+    UnnormalizedObservationError,
+)
+from pyro_ebm.distributions import EnergyDistribution, Normalizer, Sampler, factor
+from pyro_ebm.energies import (
+    Descent,
+    DistributionEnergy,
+    DoubleWell,
+    Energy,
+    FunctionEnergy,
+    Funnel,
+    GaussianMixture,
+    MixtureEnergy,
+    NeuralEnergy,
+    QuadraticEnergy,
+    ReferenceEnergy,
+    Ring,
+    Rosenbrock,
+    ScaledEnergy,
+    SumEnergy,
+    correlated_gaussian,
+    energy,
+    minimize,
+    mixture,
+)
+from pyro_ebm.infer import HMC, MALA, MCMC, NUTS, Langevin, to_arviz
+
+__all__ = [
+    "BatchingError",
+    "Descent",
+    "DistributionEnergy",
+    "DoubleWell",
+    "Energy",
+    "EnergyDistribution",
+    "EnergyShapeError",
+    "EnergySupportError",
+    "FunctionEnergy",
+    "Funnel",
+    "GaussianMixture",
+    "HMC",
+    "InitializationError",
+    "Langevin",
+    "MALA",
+    "MCMC",
+    "MixtureEnergy",
+    "NUTS",
+    "NeuralEnergy",
+    "Normalizer",
+    "QuadraticEnergy",
+    "ReferenceEnergy",
+    "Ring",
+    "Rosenbrock",
+    "Sampler",
+    "SamplingWarning",
+    "ScaledEnergy",
+    "SumEnergy",
+    "UnnormalizedError",
+    "UnnormalizedObservationError",
+    "correlated_gaussian",
+    "energy",
+    "factor",
+    "minimize",
+    "mixture",
+    "to_arviz",
+]

@@ -378,3 +378,8 @@ def check_mixing(draws: Tensor, limit: float = 1.02) -> None:
 def unconstrain(support: Any, value: Tensor) -> Tensor:
     """A constrained value, mapped to the reals by torch's own bijection."""
     return biject_to(support).inv(value)
+
+
+def unconstrained_by_site(target: Any, values: dict[str, Tensor]) -> Tensor:
+    """Constrained values `(*lead, *shape)` by site to one unconstrained `(*lead, dim)`."""
+    return target.raveler.ravel({n: s.transform.inv(values[n]) for n, s in target.structure.latents.items()})

@@ -12,18 +12,18 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
-from models import MASK, MODELS, ModelCase, data, eight_schools, moving_support, schools
+from models import MASK, MODELS, ModelCase, data, eight_schools, moving_support, schools, unconstrained_by_site
 from pyro.infer import Predictive
 from torch import Tensor
 
 from pyro_ebm import HMC, MALA, MCMC, NUTS, DoubleWell, Energy, EnergyDistribution, QuadraticEnergy, energy, to_arviz
 from pyro_ebm._core.errors import SamplingWarning
 from pyro_ebm.infer.kernel import Kernel
-from pyro_ebm.infer.model_target import ModelTarget, unconstrained_by_site
+from pyro_ebm.infer.model_target import ModelTarget
 
 mpl.use("Agg")
 CHAINS, DRAWS = 4, 60
-COMMON = {"lp", "energy", "energy_error", "acceptance_rate", "step_size", "diverging"}
+COMMON = {"lp", "energy", "energy_error", "acceptance_rate", "step_size", "diverging", "non_finite"}
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_ebm._core.errors.SamplingWarning")
 

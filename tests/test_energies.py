@@ -732,3 +732,42 @@ def test_an_energy_traces() -> None:
     e = QuadraticEnergy(torch.eye(3)) + 0.5 * energy(harmonic, (3,))
     traced = torch.fx.experimental.proxy_tensor.make_fx(e)(torch.zeros(5, 3))
     close(traced(X[:5].float()), e(X[:5].float()))
+
+
+def test_a_term_that_keeps_a_dim_is_caught_before_it_broadcasts() -> None:
+    class KeepsADim(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(-1, keepdim=True)
+
+    total = KeepsADim((2,)) + QuadraticEnergy(torch.eye(2))
+    with pytest.raises(EnergyShapeError, match=r"term KeepsADim: energy returned shape \(5, 1\), expected \(5,\)"):
+        total(torch.zeros(5, 2))
+
+
+def test_a_temperature_to_be_learned_is_refused() -> None:
+    with pytest.raises(TypeError, match="Learn the inverse temperature"):
+        QuadraticEnergy(torch.eye(2)) / torch.nn.Parameter(torch.tensor(2.0))
+
+
+def test_mixture_weights_can_be_learned() -> None:
+    weights = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    e = mixture([QuadraticEnergy(torch.eye(2)), QuadraticEnergy(2 * torch.eye(2))], weights)
+    assert dict(e.named_parameters())["weights"] is weights
+    for _ in range(2):
+        e(torch.ones(3, 2)).sum().backward()
+    assert weights.grad is not None
+
+
+def test_a_distribution_that_keeps_its_tensors_in_records_moves_with_the_energy() -> None:
+    normal = pyro_dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    hmm = pyro_dist.GaussianHMM(normal, torch.eye(2), normal, torch.eye(2), normal, duration=3)
+    e = DistributionEnergy(hmm)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(e(x), -hmm.log_prob(x))
+    assert len(e.state_dict()) > 0
+    torch.testing.assert_close(e.double()(x.double()), -hmm.log_prob(x).double(), atol=1e-5, rtol=0)
+
+
+def test_a_distribution_draws_for_its_energy() -> None:
+    e = DistributionEnergy(torch.distributions.Gamma(torch.tensor([2.0, 3.0]), 1.0))
+    assert e.sample((5,)).shape == (5, 2)

@@ -209,3 +209,13 @@ def test_a_support_without_a_bijection_is_named() -> None:
     d = EnergyDistribution(energy(lambda x: x.sum((-1, -2)), (2, 2), support=constraints.symmetric))
     with pytest.raises(EnergySupportError, match=r"no bijection from the reals to .*biject_to\.register"):
         d.sample()
+
+
+def test_elements_of_very_different_scale_have_each_its_own() -> None:
+    scale = torch.tensor([0.01, 1.0, 100.0])
+    d = EnergyDistribution(scale**-2 * energy(lambda x: 0.5 * x.square(), event_shape=()))
+    draws = d.sample((400,)) / scale
+    assert draws.shape == (400, 3)
+    variance = draws.var(0)
+    assert ((variance - 1).abs() < 4.5 * (2 / 400) ** 0.5).all(), variance
+    assert (draws.mean(0).abs() < 4.5 / 400**0.5).all()

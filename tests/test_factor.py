@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ebm import NeuralEnergy, QuadraticEnergy, energy, factor
-from pyro_ebm._core.errors import EnergyShapeError, UnnormalizedError
+from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError, UnnormalizedError
 
 PRECISION = 1.5
 
@@ -202,3 +202,9 @@ def test_parameters_that_nuts_does_not_move_are_constants() -> None:
     kernel = NUTS(_with_network)
     kernel.setup(0, _network())
     assert set(kernel.initial_params) == {"z"}
+
+
+def test_a_value_outside_of_the_support() -> None:
+    on_positive = energy(lambda x: x, event_shape=(), support=torch.distributions.constraints.positive)
+    with pyro.validation_enabled(True), pytest.raises(EnergySupportError, match='at factor "f": got a value outside'):
+        factor("f", on_positive, torch.tensor(-1.0))

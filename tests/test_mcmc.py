@@ -856,3 +856,35 @@ def test_the_number_of_chains_decides_the_metric() -> None:
     assert many.inverse_mass_matrix.shape == (2, 2)
     assert few.inverse_mass_matrix.shape == (2,)
     assert np.isfinite(many.inverse_mass_matrix.numpy()).all()
+
+
+def test_an_energy_over_two_variables_belongs_into_a_model() -> None:
+    spring = energy(lambda a, b: (a - b).square(), event_shape=[(), ()])
+    with pytest.raises(TypeError, match=r"energy over 2 variables.*factor\(name, energy"):
+        MCMC(NUTS(spring), num_samples=1, disable_progbar=True).run()
+
+
+def test_a_loaded_run_says_to_resume() -> None:
+    mcmc = run(NUTS(QuadraticEnergy(torch.eye(2))), num_samples=20, warmup_steps=20)
+    other = MCMC(NUTS(QuadraticEnergy(torch.eye(2))), num_samples=20, warmup_steps=20, num_chains=mcmc.num_chains)
+    other.load_state_dict(mcmc.state_dict())
+    with pytest.raises(RuntimeError, match=r"a saved run is loaded. Call resume\(\*args\)"):
+        other.get_samples()
+
+
+def test_a_run_that_cannot_start_leaves_the_last_one() -> None:
+    mcmc = run(NUTS(QuadraticEnergy(torch.eye(2))), num_samples=20, warmup_steps=20)
+    before = mcmc.get_samples()["x"]
+    mcmc.kernel.model = QuadraticEnergy(torch.eye(3))
+    mcmc.initial_params = {"x": torch.zeros(7)}
+    with pytest.raises(InitializationError):
+        mcmc.run()
+    assert torch.equal(mcmc.get_samples()["x"], before)
+
+
+def test_a_density_that_is_not_finite_is_told_from_one_that_is_steep() -> None:
+    half = energy(lambda x: torch.where(x > 0, 0.5 * x.square(), torch.nan), event_shape=())
+    with pytest.warns(SamplingWarning, match="met a density or gradient that is not finite"):
+        mcmc = run(MALA(half), num_chains=4)
+    stats = mcmc.sample_stats()
+    assert torch.equal(stats["non_finite"], stats["diverging"])

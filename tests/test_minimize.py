@@ -274,10 +274,15 @@ def test_wrong_event_shape() -> None:
         minimize(_quadratic(), torch.zeros(5, 2))
 
 
-def test_starts_without_the_batch_dims() -> None:
-    e = QuadraticEnergy(torch.eye(2), torch.ones(4, 2))
-    with pytest.raises(EnergyShapeError, match=r"minimize: energy returned shape \(4,\), expected \(\)"):
-        minimize(e, torch.zeros(2))
+def test_starts_without_the_batch_dims_broadcast() -> None:
+    linear = torch.arange(8.0, dtype=torch.float64).reshape(4, 2)
+    descent = minimize(QuadraticEnergy(torch.eye(2, dtype=torch.float64), linear), torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(descent.x, linear, atol=1e-5, rtol=0)
+
+
+def test_starts_are_floating_point() -> None:
+    with pytest.raises(TypeError, match=r"minimize: got starts of dtype torch.int64, expected floating point"):
+        minimize(QuadraticEnergy(torch.eye(2)), torch.zeros(2, dtype=torch.long))
 
 
 def test_several_variables() -> None:

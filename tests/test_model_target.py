@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from cases import parametrize
-from models import MODELS, ModelCase, conjugate, data, default_dtype, mixed_dtypes
+from models import MODELS, ModelCase, conjugate, data, default_dtype, mixed_dtypes, unconstrained_by_site
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.autoguide.initialization import init_to_uniform
@@ -18,9 +18,9 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_ebm import DoubleWell, EnergyDistribution, energy
-from pyro_ebm._core.errors import BatchingError, UnnormalizedError, UnnormalizedObservationError
-from pyro_ebm.infer.model_target import ModelTarget, unconstrained_by_site
+from pyro_ebm import DoubleWell, EnergyDistribution, NeuralEnergy, energy
+from pyro_ebm._core.errors import BatchingError, EnergyShapeError, UnnormalizedError, UnnormalizedObservationError
+from pyro_ebm.infer.model_target import ModelTarget
 
 CHAINS = 7
 
@@ -432,3 +432,9 @@ def test_errors_of_the_model_itself_pass_through() -> None:
 
     with pytest.raises(KeyError, match="of the user"):
         ModelTarget(model, (), {})
+
+
+def test_an_energy_that_keeps_a_dim_is_named_by_its_site() -> None:
+    prior = EnergyDistribution(NeuralEnergy(nn.Linear(3, 1), (3,)).requires_grad_(False))
+    with pytest.raises(EnergyShapeError, match=r'at site "zz": .*energy returned shape \(1, 1\), expected \(1,\)'):
+        ModelTarget(lambda: pyro.sample("zz", prior), (), {})

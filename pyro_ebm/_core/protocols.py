@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Size, Tensor
 
 
 class LogDensity(Protocol):
@@ -10,6 +10,15 @@ class LogDensity(Protocol):
 
     def __call__(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """`(chains, dim)` to the log density `(chains,)` and its gradient `(chains, dim)`."""
+        ...
+
+
+@runtime_checkable
+class HasExactDraws(Protocol):
+    """An energy that can be sampled exactly: its `sample` draws from `exp(-E) / Z`, without error."""
+
+    def sample(self, sample_shape: Size) -> Tensor:
+        """Exact draws, `(*sample, *batch, *event)`."""
         ...
 
 

@@ -54,6 +54,9 @@ def enumerated_sample(distribution: TorchDistribution, sample_shape: Size) -> Te
 def run_sample(distribution: TorchDistribution, base: Distribution | None, sample_shape: Size, like: Tensor) -> Tensor:
     """Draws by NUTS: each is the last state of a chain of its own, 200 transitions from its start.
 
+    Elements of the batch that differ (in parameters, covariates or base) are coordinates of one chain, so that each has
+    its own scale in the metric; elements that are copies of one density are chains.
+
     Raises:
         EnergySupportError: if the support is discrete and too large to enumerate.
         InitializationError: if the density is not finite where the chains start.
@@ -65,9 +68,11 @@ def run_sample(distribution: TorchDistribution, base: Distribution | None, sampl
             "sampler=fn), with fn(distribution, sample_shape) returning draws."
         )
     transform = unconstraining(distribution.support, "EnergyDistribution.sample")
-    per_draw = max(1, distribution.batch_shape.numel())
-    repeats = math.ceil(_MIN_CHAINS / (per_draw * max(1, sample_shape.numel())))
-    lead = Size([repeats, *sample_shape, *distribution.batch_shape])
+    batch_shape = distribution.batch_shape
+    different = max(len(distribution.energy.batch_shape), 0 if base is None else len(base.batch_shape))
+    copies = batch_shape[: len(batch_shape) - different]
+    repeats = math.ceil(_MIN_CHAINS / max(1, copies.numel() * sample_shape.numel()))
+    lead = Size([repeats, *sample_shape, *copies])
     start = init_sample(distribution, base, Size([repeats, *sample_shape]), like)
     unconstrained = transform.inv(start)
     if base is None:
@@ -79,7 +84,8 @@ def run_sample(distribution: TorchDistribution, base: Distribution | None, sampl
         value = transform(u)
         jacobian = transform.log_abs_det_jacobian(u, value)
         log_prob: Tensor = distribution.unnormalized_log_prob(value)
-        return log_prob.flatten() + sum_rightmost(jacobian, jacobian.dim() - len(lead)).flatten()
+        per_chain = [sum_rightmost(term, term.dim() - len(lead)) for term in (log_prob, jacobian)]
+        return sum(per_chain, start=torch.zeros(())).flatten()
 
     if not bool(torch.isfinite(log_density(flat)).all()):
         raise InitializationError(

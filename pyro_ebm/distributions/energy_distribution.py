@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
+from pyro_ebm._core.protocols import HasExactDraws
 from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
 from pyro_ebm._core.supports import enumerable_states, enumerate_states, same_support, with_event_dim
 from pyro_ebm.distributions._caller import only_shape_needed
@@ -33,11 +34,6 @@ class Sampler(Protocol):
     def __call__(self, distribution: EnergyDistribution, sample_shape: Size, /) -> Tensor:
         """Draws `(*sample, *batch, *event)`."""
         ...
-
-
-@runtime_checkable
-class _ExactlySampled(Protocol):
-    def sample(self, sample_shape: Size) -> Tensor: ...
 
 
 class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
@@ -213,7 +209,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                 return draws.detach()
             if self._samples_exactly():
                 extra = len(self.batch_shape) - len(self.energy.batch_shape)
-                return cast(_ExactlySampled, self.energy).sample(sample_shape + self.batch_shape[:extra])
+                return cast(HasExactDraws, self.energy).sample(sample_shape + self.batch_shape[:extra])
             if self.has_enumerate_support:
                 return enumerated_sample(self, sample_shape)
             return run_sample(self, self.base, sample_shape, self._like())
@@ -221,7 +217,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
     def _samples_exactly(self) -> bool:
         extra = len(self.batch_shape) - len(self.energy.batch_shape)
         same_batch = self.batch_shape[extra:] == self.energy.batch_shape
-        return self.base is None and same_batch and isinstance(self.energy, _ExactlySampled)
+        return self.base is None and same_batch and isinstance(self.energy, HasExactDraws)
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and device of the energy."""

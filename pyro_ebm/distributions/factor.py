@@ -6,7 +6,9 @@ import pyro
 from pyro.distributions import Unit
 from torch import Size, Tensor
 
+from pyro_ebm._core.errors import EnergySupportError
 from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
+from pyro_ebm._core.validation import validation_enabled
 from pyro_ebm.distributions._legality import check_unnormalized
 from pyro_ebm.energies import Energy
 
@@ -42,6 +44,7 @@ def factor(name: str, energy: Energy, *values: Tensor) -> None:
 
     Raises:
         EnergyShapeError: if a value does not end in its event shape, or the energy does not reduce just the event dims.
+        EnergySupportError: if a value is outside of the energy's support, and Pyro's validation is on.
         UnnormalizedError: under inference, if the energy depends on learned or sampled tensors other than `values`: the
             joint density's log Z would depend on them too. Where such a term is meant, say so with `pyro.factor`.
 
@@ -66,6 +69,10 @@ def factor(name: str, energy: Energy, *values: Tensor) -> None:
     if len(values) != energy.num_variables:
         raise TypeError(f"{what}: got {len(values)} values, expected {energy.num_variables}, one for each variable.")
     leads = [leading_shape(v, s, what) for v, s in zip(values, energy.event_shapes, strict=True)]
+    if validation_enabled():
+        for value, support in zip(values, energy.supports, strict=True):
+            if not bool(support.check(value).all()):
+                raise EnergySupportError(f"{what}: got a value outside of the energy's support {support}.")
     expected = broadcast([energy.batch_shape, *leads], what)
     result = check_energy_shape(energy(*values), expected, what)
     distribution = _EnergyFactor(result, values)

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.errors import EnergyShapeError
-from pyro_ebm._core.shapes import broadcast
+from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
 from pyro_ebm._core.supports import join_supports, with_event_dim
 
 EventShape = Sequence[int] | Sequence[Sequence[int]]
@@ -189,10 +189,12 @@ class SumEnergy(Energy):
 
     def forward(self, *values: Tensor) -> Tensor:
         """Sum the terms at `(*sample, *batch, *event)` to `(*sample, *batch)`."""
-        energies = [term(*values) for term in self.terms]
-        total = energies[0]
-        for each in energies[1:]:
-            total = total + each
+        leads = [leading_shape(v, s, "SumEnergy") for v, s in zip(values, self.event_shapes, strict=True)]
+        total: Tensor | None = None
+        for term in self.terms:
+            expected = broadcast([cast(Energy, term).batch_shape, *leads], "SumEnergy")
+            each = check_energy_shape(term(*values), expected, f"SumEnergy, term {type(term).__name__}")
+            total = each if total is None else total + each
         return cast(Tensor, total)
 
 

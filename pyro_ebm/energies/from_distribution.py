@@ -1,12 +1,12 @@
 """Any torch or Pyro distribution as an energy."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
@@ -23,6 +23,10 @@ class DistributionEnergy(Energy):
     The distribution's tensors become the energy's parameters (where they are `nn.Parameter`) and buffers, so that
     `state_dict`, `.to(device)`, `.double()` and `torch.func.functional_call` reach them. The distribution given is
     copied, never changed.
+
+    What the distribution computed at its own construction stays as it was: a `MultivariateNormal` made from a
+    `covariance_matrix` has only its Cholesky factor here. To learn a parameter, give the one that `log_prob` uses
+    (`scale_tril`), or make the energy anew in every step, as a Pyro model does.
 
     Args:
         distribution: any torch or Pyro distribution with a `log_prob` and a `support`.
@@ -73,6 +77,10 @@ class DistributionEnergy(Energy):
         """The energy at `(*sample, *batch, *event)`, `(*sample, *batch)`."""
         return -self.distribution.log_prob(x)
 
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Exact draws, `(*sample, *batch, *event)`, where the distribution has them."""
+        return self.distribution.sample(Size(sample_shape))
+
     def log_partition(self) -> Tensor:
         """Log Z of a normalised density: zeros `(*batch,)`."""
         tensors = (t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
@@ -86,7 +94,9 @@ def _copy_tree(node: Node) -> Node:
     """
     if isinstance(node, list):
         return cast(Node, [_copy_tree(value) for value in node])
-    if not isinstance(node, (Distribution, Transform)):
+    if isinstance(node, tuple) and type(node) is tuple:
+        return cast(Node, tuple(_copy_tree(value) for value in node))
+    if not _is_branch(node):
         return node
     fresh = object.__new__(type(node))
     for name, value in vars(node).items():
@@ -97,6 +107,14 @@ def _copy_tree(node: Node) -> Node:
         elif not _is_cached(node, name):
             vars(fresh)[name] = _copy_tree(value)
     return fresh
+
+
+def _is_branch(node: object) -> bool:
+    """Whether a node holds tensors of its own.
+
+    A distribution, a transform, or one of Pyro's Gaussian and Gamma records.
+    """
+    return isinstance(node, (Distribution, Transform)) or type(node).__module__.startswith("pyro.ops.")
 
 
 def _is_cached(node: object, name: str) -> bool:
@@ -114,7 +132,7 @@ def _leaves(node: object, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
         path = (*prefix, str(name))
         if isinstance(value, (Tensor, nn.Module)):
             yield path, value
-        elif isinstance(value, (Distribution, Transform, list)):
+        elif isinstance(value, list) or _is_branch(value):
             yield from _leaves(value, path)
 
 

@@ -9,7 +9,7 @@ from torch.distributions import constraints
 from tqdm.auto import tqdm
 
 from pyro_ebm._core.gradients import value_and_gradient
-from pyro_ebm._core.shapes import check_energy_shape, leading_shape, sum_rightmost
+from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape, sum_rightmost
 from pyro_ebm._core.supports import same_support, strip_independent, unconstraining
 from pyro_ebm.energies.energy import Energy
 
@@ -61,8 +61,8 @@ def minimize(
         energy: an energy over one continuous variable.
         x0: the starts, `(*sample, *batch, *event)`, inside the support.
         num_steps: at most this many steps.
-        tolerance: a start has converged when the largest absolute gradient is below this; by default 1e-6 in float64
-            and 1e-3 in float32.
+        tolerance: a start has converged when its largest absolute gradient, in unconstrained coordinates, is below
+            this: an absolute bound, so mind the energy's scale; by default 1e-6 in float64 and 1e-3 in float32.
         keep_path: whether to record the positions too.
         disable_progbar: hide the progress bar.
 
@@ -72,6 +72,7 @@ def minimize(
     Raises:
         EnergyShapeError: if `x0` does not end in the event shape.
         EnergySupportError: if the support is discrete.
+        TypeError: if `x0` is not floating point.
         ValueError: if the energy or its gradient is not finite at a start.
 
     References:
@@ -82,7 +83,10 @@ def minimize(
     tensor([-1.0000,  1.0000])
     """
     event_shape = energy.event_shape
-    lead = leading_shape(x0, event_shape, "minimize")
+    if not x0.is_floating_point():
+        raise TypeError(f"minimize: got starts of dtype {x0.dtype}, expected floating point. Pass x0.float().")
+    lead = broadcast([leading_shape(x0, event_shape, "minimize"), energy.batch_shape], "minimize")
+    x0 = x0.expand(*lead, *event_shape)
     transform = unconstraining(energy.support, "minimize")
     tolerance = tolerance if tolerance is not None else (1e-6 if x0.dtype == torch.float64 else 1e-3)
 

@@ -57,11 +57,10 @@ def to_arviz(
 ) -> InferenceData:
     """Convert a run to ArviZ's `InferenceData`.
 
-    Groups: `posterior` (with `pyro.deterministic` sites), `sample_stats` (`lp`, `diverging`, `acceptance_rate`,
-        `step_size`,
-    `tree_depth`, `n_steps`, `energy` and kin), `observed_data`, `log_likelihood` of each datum (masks applied, scales
-    not), and what is given; after `MCMC(..., save_warmup=True)` also `warmup_posterior` and `warmup_sample_stats`. Dims
-    and coords come from plates.
+    It has the groups `posterior` (with `pyro.deterministic` sites), `sample_stats` (`lp`, `diverging`,
+    `acceptance_rate`, `step_size`, `tree_depth`, `n_steps`, `energy` and kin), `observed_data`, `log_likelihood` of
+    each datum (masks applied, scales not), and what is given; after `MCMC(..., save_warmup=True)` also
+    `warmup_posterior` and `warmup_sample_stats`. Dims and coords come from plates.
 
     Args:
         mcmc: a finished run, of pyro_ebm or of Pyro itself; the latter has fewer diagnostics to give, and if its model

@@ -56,16 +56,13 @@ def initial_points(
         def draw(count: int) -> Tensor:
             return torch.stack([draw_one(strategy) for _ in range(count)]).to(like)
 
-    position = draw(num_chains)
-    for _ in range(MAX_TRIES):
+    position, bad = draw(num_chains), torch.ones(num_chains, dtype=torch.bool, device=like.device)
+    for attempt in range(MAX_TRIES):
+        if attempt:
+            position = position.masked_scatter(bad.unsqueeze(-1), draw(int(bad.sum())))
         bad = ~is_finite(log_density, position)
-        count = int(bad.sum())
-        if count == 0:
+        if not bool(bad.any()):
             return position
-        position = position.masked_scatter(bad.unsqueeze(-1), draw(count))
-    bad = ~is_finite(log_density, position)
-    if not bool(bad.any()):
-        return position
     raise InitializationError(
         f"got no start with a finite density and gradient for {int(bad.sum())} of {num_chains} chains in {MAX_TRIES} "
         f"tries. {explain(position[bad][0])} Check the model there, or give another init_strategy or initial_params."

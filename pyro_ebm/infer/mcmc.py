@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -30,8 +30,9 @@ _PROGRESS_SECONDS = 0.1
 class MCMC:
     """Runs a kernel: warm-up, then draws, all chains as one batched program in one process.
 
-    The signatures are Pyro's. What `pyro.infer.MCMC` has for its processes (`mp_context`) and its one chain at a time
-    (`hook_fn`, `transforms`) has no counterpart here.
+    The signatures are Pyro's. What Pyro has for its processes (`mp_context`), its one chain at a time (`hook_fn`,
+    `transforms`, `potential_fn`) and its tracer (`jit_compile`) has no counterpart here, and validation is always off
+    inside.
 
     Args:
         kernel: `NUTS(model)`, `HMC(model)`, `MALA(model)` or `Langevin(model)`.
@@ -119,7 +120,7 @@ class MCMC:
                     f"initial_params: got starts of chains {(~finite).nonzero().flatten().tolist()} where the density "
                     "or its gradient is not finite, expected finite ones. Move them inside the support."
                 )
-        self._run = self._make_run(target, position)
+        self._run, self._target, self._loaded = self._make_run(target, position), target, None
         self.run_time = 0.0
         self._drive()
 
@@ -141,8 +142,9 @@ class MCMC:
                     f"MCMC.resume: got a saved run over sites {self._loaded['sites']}, expected those of the model: "
                     f"{ {n: list(s) for n, s in target.raveler.shapes.items()} }. Use the model it was saved from."
                 )
-            self._run = self._make_run(target, target.like.expand(self.num_chains, -1))
-            self._run.load_state_dict(self._loaded["run"])
+            run = self._make_run(target, target.like.expand(self.num_chains, -1))
+            run.load_state_dict(self._loaded["run"])
+            self._run, self._target = run, target
             self.run_time, self._loaded = self._loaded["run_time"], None
         elif self._run is None:
             raise RuntimeError("MCMC.resume: there is no run to go on with. Call run or load_state_dict first.")
@@ -151,14 +153,13 @@ class MCMC:
         self._drive()
 
     def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
-        self._samples = None
-        self._target = build_target(self.kernel.model, args, kwargs)
-        unknown = set(self.save_params or ()) - set(self._target.structure.latents)
+        target = build_target(self.kernel.model, args, kwargs)
+        unknown = set(self.save_params or ()) - set(target.structure.latents)
         if unknown:
             raise ValueError(
-                f"MCMC: got save_params {sorted(unknown)}, expected some of {sorted(self._target.structure.latents)}."
+                f"MCMC: got save_params {sorted(unknown)}, expected some of {sorted(target.structure.latents)}."
             )
-        return self._target
+        return target
 
     def _make_run(self, target: Target, position: Tensor) -> Run:
         dense = self.kernel.uses_dense_metric(target.raveler.dim, self.num_chains, self.warmup_steps)
@@ -204,6 +205,8 @@ class MCMC:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def _require_run(self) -> Run:
+        if self._loaded is not None:
+            raise RuntimeError("MCMC: a saved run is loaded. Call resume(*args) with the model's arguments first.")
         if self._run is None:
             raise RuntimeError("MCMC: there are no draws yet. Call run(...) first.")
         return self._run
@@ -217,9 +220,8 @@ class MCMC:
     @property
     def target(self) -> Target:
         """The batched density that was sampled."""
-        if self._target is None:
-            raise RuntimeError("MCMC: there is no model yet. Call run(...) first.")
-        return self._target
+        self._require_run()
+        return cast(Target, self._target)
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
         """The draws, constrained, by site.

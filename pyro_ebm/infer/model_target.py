@@ -212,8 +212,3 @@ def _user_line(error: Exception) -> str | None:
             source = linecache.getline(frame.filename, frame.lineno or 0).strip()
             return f"{os.path.basename(frame.filename)}, line {frame.lineno}: {source}"
     return None
-
-
-def unconstrained_by_site(target: ModelTarget, values: Mapping[str, Tensor]) -> Tensor:
-    """Constrained values `(*lead, *shape)` by site to one unconstrained `(*lead, dim)`."""
-    return target.raveler.ravel({n: s.transform.inv(values[n]) for n, s in target.structure.latents.items()})

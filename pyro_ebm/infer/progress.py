@@ -45,6 +45,12 @@ def concerns(run: Run) -> Iterator[str]:
             f"{sum(diverged.values())} divergent transitions in {len(diverged)} of {run.num_chains} chains (chain: "
             f"number {named}{more}): raise target_accept_prob, or reparametrise the model."
         )
+    lost = recorded["non_finite"].sum(-1)
+    if int(lost.sum()):
+        yield (
+            f"{int(lost.sum())} of them, in {int((lost > 0).sum())} chains, met a density or gradient that is not "
+            "finite: look for a log or root of what can turn negative, an overflow, or a support that is too wide."
+        )
     position = recorded["position"]
     repeats = (position[:, 1:] == position[:, :-1]).all(-1).double().mean(-1)
     stuck = (repeats > _STUCK).nonzero().flatten().tolist()

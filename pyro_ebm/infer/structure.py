@@ -15,7 +15,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.constraints import Constraint
 
-from pyro_ebm._core.errors import BatchingError
+from pyro_ebm._core.errors import BatchingError, EnergyShapeError
 from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.supports import unconstraining
 
@@ -67,7 +67,7 @@ class Structure:
 
 
 class FillLatents(Messenger):  # type: ignore[misc]
-    """Gives every latent site a value inside its support, knowing only its shape: `value(name, transform, like)`.
+    """Gives every latent site a value inside its support, knowing only its shape.
 
     Args:
         unconstrained: unconstrained values by site; what is absent gets zeros.
@@ -138,11 +138,18 @@ def trace_model(
 
     Raises:
         BatchingError: if a site is discrete or subsampled.
+        EnergyShapeError: if an energy does not reduce just its event dims.
         UnnormalizedError: if a density lacks a log Z that is not a constant here.
     """
     with poutine.block(), pyro.validation_enabled(False), NanCholesky(), FillLatents(unconstrained):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-        trace.compute_log_prob()
+        for name in trace.nodes:
+            try:
+                trace.compute_log_prob(site_filter=lambda each, _, name=name: each == name)
+            except ValueError as error:  # Pyro wraps every ValueError in one of its own
+                if isinstance(error.__cause__, EnergyShapeError):
+                    raise EnergyShapeError(f'at site "{name}": {error.__cause__}') from error
+                raise
     return trace
 
 

@@ -62,6 +62,11 @@ def build_target(model: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if isinstance(model, (Energy, EnergyDistribution)):
         if args or kwargs:
             raise TypeError(f"got arguments for a {type(model).__name__}, expected none: only a model takes arguments.")
+        if isinstance(model, Energy) and model.num_variables != 1:
+            raise TypeError(
+                f"got an energy over {model.num_variables} variables, expected one: put it among the sites of a model "
+                "with factor(name, energy, *values)."
+            )
         return EnergyTarget(EnergyDistribution(model) if isinstance(model, Energy) else model)
     if not callable(model):
         raise TypeError(

@@ -22,8 +22,7 @@ class Parameters(NamedTuple):
 
     Attributes:
         step_size: the leapfrog step ε, `()`.
-        trajectory_length: mean integration time t, `()`; each trajectory has `⌈2 u t / ε⌉` steps with u uniform in (0,
-            1).
+        trajectory_length: mean integration time t, `()`; a trajectory has `⌈2 u t / ε⌉` steps, u uniform on (0, 1).
         num_steps: the exact number of steps instead, `()`, where positive.
     """
 
@@ -75,6 +74,7 @@ class Info(NamedTuple):
     step_size: Tensor
     n_steps: Tensor
     diverging: Tensor
+    non_finite: Tensor
 
 
 def draw_randomness(position: Tensor, generator: Generator) -> Randomness:
@@ -128,6 +128,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         step_size=state.step_size,
         n_steps=n_steps,
         diverging=diverging,
+        non_finite=torch.isinf(error),
     )
     start = torch.stack([draw, randomness.momentum, draw_gradient])
     return State(

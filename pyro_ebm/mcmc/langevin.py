@@ -59,6 +59,7 @@ class Info(NamedTuple):
     acceptance_rate: Tensor
     step_size: Tensor
     diverging: Tensor
+    non_finite: Tensor
 
 
 def draw_randomness(position: Tensor, generator: Generator) -> Randomness:
@@ -95,6 +96,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         acceptance_rate=(-error).clamp(max=0).exp(),
         step_size=parameters.step_size.expand(lp.shape),
         diverging=diverging,
+        non_finite=torch.isinf(error),
     )
     draw = torch.where(column, position, state.position)
     return State(draw, lp, torch.where(column, gradient, state.gradient)), info

@@ -108,6 +108,7 @@ class Info(NamedTuple):
         tree_depth: number of doublings.
         n_steps: number of leapfrog steps.
         diverging: whether the trajectory diverged.
+        non_finite: whether it did so because it met a density or gradient that is not finite.
         reached_max_treedepth: whether it was cut at the greatest depth.
     """
 
@@ -120,6 +121,7 @@ class Info(NamedTuple):
     tree_depth: Tensor
     n_steps: Tensor
     diverging: Tensor
+    non_finite: Tensor
     reached_max_treedepth: Tensor
 
 
@@ -191,8 +193,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     half_log_density, half_energy = _select(take_leaf, (value, energy), (state.half_log_density, state.half_energy))
     half_momentum_sum = state.half_momentum_sum + momentum
 
-    # Look for a U-turn in every subtree that this leaf completes: those whose first leaves are checkpointed in [low,
-    # high].
+    # Look for a U-turn in every subtree that this leaf completes: their first leaves are at checkpoints low to high.
     bits = (state.leaf.unsqueeze(-1) >> depths) & 1
     odd = bits[:, 0] == 1
     high = (bits.sum(-1) - bits[:, 0]).unsqueeze(-1)
@@ -240,6 +241,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         tree_depth=depth,
         n_steps=n_steps,
         diverging=diverging,
+        non_finite=torch.isinf(error),
         reached_max_treedepth=saturated,
     )
 
