@@ -90,7 +90,6 @@ def test_graphs_of_the_model_show_it(model) -> None:
 
 
 def test_rendered() -> None:
-    pytest.importorskip("graphviz")
     ours, theirs = (pyro.render_model(pair, (join,)).source for join in (factor, pyro_factor))
     assert "x -> near" in ours
     assert ours == theirs
