@@ -1,1 +1,1 @@
-"""What draws are worth: ArviZ conversion, convergence, plots."""
+"""What draws are worth: conversion to ArviZ, and convergence by it."""

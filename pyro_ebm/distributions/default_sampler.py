@@ -84,8 +84,8 @@ def run_sample(distribution: TorchDistribution, base: Distribution | None, sampl
         value = transform(u)
         jacobian = transform.log_abs_det_jacobian(u, value)
         log_prob: Tensor = distribution.unnormalized_log_prob(value)
-        per_chain = [sum_rightmost(term, term.dim() - len(lead)) for term in (log_prob, jacobian)]
-        return sum(per_chain, start=torch.zeros(())).flatten()
+        densities, jacobians = (sum_rightmost(term, term.dim() - len(lead)) for term in (log_prob, jacobian))
+        return (densities + jacobians).flatten()
 
     if not bool(torch.isfinite(log_density(flat)).all()):
         raise InitializationError(

@@ -254,7 +254,10 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
 
 def _base_support(base: Distribution, energy: Energy) -> Constraint:
     if base.support is None:
-        raise EnergySupportError(f"EnergyDistribution: got a base {type(base).__name__} that has no support.")
+        raise EnergySupportError(
+            f"EnergyDistribution: got a base {type(base).__name__} without a support, expected one that says where it "
+            "lives. Leave the base out, and declare the energy on its support (support=...)."
+        )
     support = with_event_dim(base.support, len(energy.event_shape), "EnergyDistribution")
     everywhere = with_event_dim(constraints.real, len(energy.event_shape), "EnergyDistribution")
     if not same_support(energy.support, support) and not same_support(energy.support, everywhere):

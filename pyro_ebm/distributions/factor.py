@@ -72,7 +72,10 @@ def factor(name: str, energy: Energy, *values: Tensor) -> None:
     if validation_enabled():
         for value, support in zip(values, energy.supports, strict=True):
             if not bool(support.check(value).all()):
-                raise EnergySupportError(f"{what}: got a value outside of the energy's support {support}.")
+                raise EnergySupportError(
+                    f"{what}: got a value outside of the energy's support {support}, expected all inside. Give its "
+                    "site that support, or declare the energy on a wider one (support=...)."
+                )
     expected = broadcast([energy.batch_shape, *leads], what)
     result = check_energy_shape(energy(*values), expected, what)
     distribution = _EnergyFactor(result, values)

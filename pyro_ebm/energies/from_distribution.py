@@ -94,8 +94,6 @@ def _copy_tree(node: Node) -> Node:
     """
     if isinstance(node, list):
         return cast(Node, [_copy_tree(value) for value in node])
-    if isinstance(node, tuple) and type(node) is tuple:
-        return cast(Node, tuple(_copy_tree(value) for value in node))
     if not _is_branch(node):
         return node
     fresh = object.__new__(type(node))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import os
 import traceback
@@ -56,10 +57,9 @@ class ModelTarget:
         if not latents:
             raise BatchingError("got a model without latent sites, expected at least one: nothing is to be sampled.")
         self.raveler = Raveler({name: site.unconstrained_shape for name, site in latents.items()})
-        dtype = torch.empty(0, dtype=next(iter(latents.values())).dtype).dtype
-        for site in latents.values():
-            dtype = torch.promote_types(dtype, site.dtype)
-        self.like = torch.zeros(self.raveler.dim, dtype=dtype, device=next(iter(latents.values())).device)
+        sites = list(latents.values())
+        dtype = functools.reduce(torch.promote_types, (site.dtype for site in sites))
+        self.like = torch.zeros(self.raveler.dim, dtype=dtype, device=sites[0].device)
         # At a random point: at zero, what multiplies a site vanishes.
         elsewhere = {n: 2 * torch.rand(shape).to(self.like) - 1 for n, shape in self.raveler.shapes.items()}
         first, second = (trace_model(model, args, kwargs, elsewhere) for _ in range(2))
