@@ -33,10 +33,11 @@ from pyro_ebm.energies import (
     minimize,
     mixture,
 )
-from pyro_ebm.infer import HMC, MALA, MCMC, NUTS, Langevin, to_arviz
+from pyro_ebm.infer import HMC, MALA, MCMC, NUTS, ChEES, Langevin, to_arviz
 
 __all__ = [
     "BatchingError",
+    "ChEES",
     "Descent",
     "DistributionEnergy",
     "DoubleWell",

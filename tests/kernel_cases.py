@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_ebm import Energy
 from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm.mcmc.algorithm import Algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
 from pyro_ebm.mcmc.recorder import Recorder
 from pyro_ebm.mcmc.step_size import DualAveraging
 
@@ -54,23 +54,38 @@ def generator(seed: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class SamplerCase:
-    """A sampler that leaves its density invariant."""
+    """A sampler that leaves its density invariant.
+
+    Attributes:
+        name: its name.
+        make: makes it with its settings.
+        in_step: whether all chains end their trajectories together, by design: then a chain that diverges is not done
+            with its transition before the others are.
+        compares_chains: the fields of its info that compare a chain with the others, by design: they say how well the
+            chains spread out together. No draw depends on them but through the parameters.
+        leapfrogs: whether a transition is a trajectory of many ticks.
+    """
 
     name: str
     make: Callable[[], Algorithm]
+    in_step: bool = False
+    compares_chains: frozenset[str] = frozenset()
+    leapfrogs: bool = True
 
 
-SAMPLERS = [
-    SamplerCase("nuts", lambda: nuts_algorithm(max_tree_depth=6)),
-    SamplerCase("hmc_jittered", lambda: hmc_algorithm(trajectory_length=1.0)),
-    SamplerCase("hmc_num_steps", lambda: hmc_algorithm(trajectory_length=1.0, num_steps=3)),
-    SamplerCase("mala", lambda: langevin_algorithm(metropolis=True, target_accept_prob=0.574)),
-]
-ULA = SamplerCase("ula", lambda: langevin_algorithm(metropolis=False, target_accept_prob=0.574))
+NUTS = SamplerCase("nuts", lambda: nuts_algorithm(max_tree_depth=6))
+HMC = SamplerCase("hmc_jittered", lambda: hmc_algorithm(trajectory_length=1.0))
+HMC_NUM_STEPS = SamplerCase("hmc_num_steps", lambda: hmc_algorithm(trajectory_length=1.0, num_steps=3))
+MALA = SamplerCase("mala", lambda: langevin_algorithm(metropolis=True, target_accept_prob=0.574), leapfrogs=False)
+CHEES = SamplerCase("chees", lambda: chees_algorithm(), in_step=True, compares_chains=frozenset({"length_gradient"}))
+SAMPLERS = [NUTS, HMC, HMC_NUM_STEPS, MALA, CHEES]
+ULA = SamplerCase("ula", lambda: langevin_algorithm(metropolis=False, target_accept_prob=0.574), leapfrogs=False)
 
 
 def parameters_of(algorithm: Algorithm, step_size: float, like: Tensor) -> Any:
-    return algorithm.parameters(torch.tensor(step_size, dtype=like.dtype), False)
+    """For sampling chains like `like`, `(chains, dim)`."""
+    adaptation = algorithm.adaptation(torch.tensor(step_size, dtype=like.dtype), len(like))
+    return algorithm.parameters(adaptation, torch.tensor(False))
 
 
 def ticks(
@@ -97,7 +112,8 @@ def run_chains(
     """The first draws of every chain with what the sampler says of them, each `(chains, draws, ...)`."""
     recorder = Recorder(len(start), num_draws, start.device)
     for tick, (state, info) in enumerate(ticks(algorithm, log_density, start, step_size, generator(seed))):
-        recorder.record(info.done, {"position": state.position, **info._asdict()})
+        values = {"position": state.position, **info._asdict()}
+        recorder.record(info.done[None], {name: value[None] for name, value in values.items()})
         if int(recorder.counts.min()) >= num_draws:
             return recorder.draws()
         assert tick < max_ticks, "some chains do not end their transitions"

@@ -12,6 +12,8 @@ import torch
 from cases import parametrize, randn
 from kernel_cases import (
     FAILURE,
+    HMC_NUM_STEPS,
+    MALA,
     SAMPLERS,
     ULA,
     SamplerCase,
@@ -31,7 +33,7 @@ from pyro_ebm import DoubleWell, Energy, Funnel, GaussianMixture, QuadraticEnerg
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc import hmc, langevin, nuts
 from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, leapfrog
-from pyro_ebm.mcmc.metric import Metric
+from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric, Metric, whiten
 
 NUM_CHAINS = 10_000
 NUM_TRANSITIONS = 3
@@ -91,9 +93,14 @@ DENSITIES = [
     DensityCase("hard_wall", HalfNormal, 0.4, 0.9),
 ]
 
-METRICS = {
-    "diagonal": Metric(torch.tensor([0.5, 1.6], dtype=torch.float64)),
-    "dense": Metric(torch.tensor([[1.2, 0.0], [0.8, 0.7]], dtype=torch.float64)),
+METRICS: dict[str, Metric] = {
+    "diagonal": DiagonalMetric(torch.tensor([0.5, 1.6], dtype=torch.float64)),
+    "dense": DenseMetric(torch.tensor([[1.2, 0.0], [0.8, 0.7]], dtype=torch.float64)),
+    "low_rank": LowRankMetric(
+        torch.tensor([0.8, 1.1], dtype=torch.float64),
+        torch.tensor([[0.6], [0.8]], dtype=torch.float64),
+        torch.tensor([1.5], dtype=torch.float64),
+    ),
 }
 
 
@@ -116,7 +123,7 @@ def assert_invariant(case: DensityCase, sampler: SamplerCase, metric: Metric | N
     if metric is None:
         whitened, whitened_density = start, log_density
     else:
-        whitened, whitened_density = metric.to_whitened(start), metric.whiten(log_density)
+        whitened, whitened_density = metric.to_whitened(start), whiten(metric, log_density)
     record = run_chains(
         sampler.make(),
         whitened_density,
@@ -213,7 +220,7 @@ def test_langevin_moves_as_its_equation_says() -> None:
     ratio = end_value + log_transition(position, proposal, end_gradient)
     ratio = ratio - value - log_transition(proposal, position, gradient)
     for metropolis in (True, False):
-        parameters = langevin.Parameters(step_size, metropolis)
+        parameters = langevin.Parameters(step_size, torch.tensor(metropolis))
         state = langevin.init(log_density, position, parameters, randomness)
         state, info = langevin.step(log_density, state, randomness, parameters)
         torch.testing.assert_close(info.acceptance_rate, ratio.exp().clamp(max=1))
@@ -244,7 +251,7 @@ def test_unadjusted_langevin_has_the_bias_of_theory(step: float) -> None:
 
 def test_metropolis_removes_the_bias() -> None:
     start = torch.randn(20_000, 1, generator=generator(1), dtype=torch.float64)
-    record = run_chains(SAMPLERS[-1].make(), standard_normal, start, 1.5, num_draws=4, seed=2)
+    record = run_chains(MALA.make(), standard_normal, start, 1.5, num_draws=4, seed=2)
     draw = record["position"][:, -1, 0]
     assert_zero_mean({"mean": draw, "variance": draw.square() - 1})
 
@@ -254,7 +261,7 @@ def test_metropolis_removes_the_bias() -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
 def test_num_steps_is_exact(num_steps: int) -> None:
-    algorithm = SAMPLERS[2].make()
+    algorithm = HMC_NUM_STEPS.make()
     parameters = hmc.Parameters(torch.tensor(0.1), torch.tensor(1.0), torch.tensor(num_steps))
     start, random = torch.randn(20, 3, generator=generator(1)), generator(2)
     state = algorithm.init(standard_normal, start, parameters, algorithm.draw_randomness(start, random))
@@ -339,6 +346,7 @@ class Transition:
     draw: Leaf
     depth: int
     outcome: str  # "turned", "broken" (a turn within the last half), "diverged" or "cut"
+    at_seam: bool  # whether it turned or broke only by the criterion across a seam
     energy_error: float
     acceptance: float
 
@@ -346,8 +354,29 @@ class Transition:
 def turns(leaves: Sequence[Leaf]) -> bool:
     """The generalised criterion, the momenta at the ends counting half; leaves in the order of time or against it."""
     first, last = leaves[0].momentum, leaves[-1].momentum
-    rho = torch.stack([leaf.momentum for leaf in leaves]).sum(0) - 0.5 * (first + last)
+    rho = total_momentum(leaves) - 0.5 * (first + last)
     return bool(rho @ first <= 0) or bool(rho @ last <= 0)
+
+
+def total_momentum(leaves: Sequence[Leaf]) -> Tensor:
+    return torch.stack([leaf.momentum for leaf in leaves]).sum(0)
+
+
+def turns_at_the_seam(left: Sequence[Leaf], right: Sequence[Leaf]) -> bool:
+    """Stan's extra criteria for two subtrees that follow one another, each with the next leaf of the other.
+
+    As in `base_nuts.hpp`, from `rho_left + p_right_begin` and `rho_right + p_left_end`. Of two single leaves they would
+    say what the criterion of the whole says, but for its halved ends.
+    """
+    if len(left) == 1:
+        return False
+    for rho, first, last in (
+        (total_momentum(left) + right[0].momentum, left[0].momentum, right[0].momentum),
+        (total_momentum(right) + left[-1].momentum, left[-1].momentum, right[-1].momentum),
+    ):
+        if bool(rho @ first <= 0) or bool(rho @ last <= 0):
+            return True
+    return False
 
 
 def plain_nuts(
@@ -358,11 +387,12 @@ def plain_nuts(
     max_depth: int,
     uniforms: Sequence[Sequence[float]],
 ) -> Transition:
-    """One transition as in Betancourt 2017, appendix A, for `position`, `(dim,)`.
+    """One transition as in Betancourt 2017, appendix A, with Stan's criteria across seams, for `position`, `(dim,)`.
 
     `uniforms[0]` are those of the tick in which it starts, `uniforms[n]` those of its n-th leapfrog.
     """
     visited: list[Leaf] = []
+    only_at_seams: list[bool] = []  # for each criterion that held
 
     def evaluate(q: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = log_density(q.unsqueeze(0))
@@ -375,7 +405,14 @@ def plain_nuts(
 
     def end(outcome: str) -> Transition:
         acceptance = sum(min(1.0, math.exp(-error(leaf))) for leaf in visited) / len(visited)
-        return Transition(visited, points, probabilities, draw, depth, outcome, draw.energy - start.energy, acceptance)
+        change, at_seam = draw.energy - start.energy, only_at_seams[-1:] == [True]
+        return Transition(visited, points, probabilities, draw, depth, outcome, at_seam, change, acceptance)
+
+    def turn_back(left: list[Leaf], right: list[Leaf]) -> bool:
+        whole, seam = turns(left + right), turns_at_the_seam(left, right)
+        if whole or seam:
+            only_at_seams.append(not whole)
+        return whole or seam
 
     def build(origin: Leaf, depth: int, step: float) -> tuple[list[Leaf], bool]:
         """The leaves in the order they are made, and whether they are a good tree."""
@@ -390,7 +427,7 @@ def plain_nuts(
         if not good:
             return first, False
         second, good = build(first[-1], depth - 1, step)
-        return first + second, good and not turns(first + second)
+        return first + second, good and not turn_back(first, second)
 
     value, gradient = evaluate(position)
     start = Leaf(position, momentum, gradient, value)
@@ -413,10 +450,11 @@ def plain_nuts(
             draw = half_draw
         probabilities = [(1 - take) * p for p in probabilities]
         new = [take * w / half_weight for w in weights]
-        points = half[::-1] + points if backward else points + half
+        left, right = (half[::-1], points) if backward else (points, half)
+        points = left + right
         probabilities = new[::-1] + probabilities if backward else probabilities + new
         weight, depth = weight + half_weight, depth + 1
-        if turns(points):
+        if turn_back(left, right):
             return end("turned")
         if depth == max_depth:
             return end("cut")
@@ -509,13 +547,14 @@ def test_nuts_grows_the_trees_of_a_plain_recursive_sampler(case: TreeCase) -> No
             close(float(info.acceptance_rate), tree.acceptance)
             close(float(info.step_size), case.step_size)
             assert sum(tree.probabilities) == pytest.approx(1)
-            outcomes.add(tree.outcome)
+            outcomes.add(f"{tree.outcome} at a seam" if tree.at_seam else tree.outcome)
             begin = end
+    print(outcomes)
     assert outcomes >= case.outcomes
 
 
 @parametrize([case for case in TREES if case.name in ("gaussian", "double_well", "funnel", "gaussian_cut")])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
 def test_nuts_draws_from_its_tree_with_the_right_probabilities(case: TreeCase, seed: int) -> None:
     """Multinomial within a half, biased progressive between halves: one tree, drawn from many times."""
     num_chains = 20_000
@@ -545,6 +584,7 @@ def test_nuts_draws_from_its_tree_with_the_right_probabilities(case: TreeCase, s
     expected = num_chains * torch.tensor(tree.probabilities, dtype=torch.float64)
     assert bool((observed[expected == 0] == 0).all())
     frequent = expected > 5
+    print("FREQ", case.name, seed, int(frequent.sum()), tree.outcome, tree.at_seam)
     assert int(frequent.sum()) >= 2
     pooled = [torch.cat([x[frequent], x[~frequent].sum(0, keepdim=True)]) for x in (observed, expected)]
     statistic = ((pooled[0] - pooled[1]).square() / pooled[1].clamp(min=1)).sum()
@@ -732,7 +772,7 @@ def test_a_step_is_one_static_program(sampler: SamplerCase) -> None:
     assert num_done > 30
 
 
-@parametrize(SAMPLERS[:3], "sampler")
+@parametrize([sampler for sampler in SAMPLERS if sampler.leapfrogs], "sampler")
 def test_a_trajectory_keeps_the_step_size_with_which_it_started(sampler: SamplerCase) -> None:
     algorithm, log_density, start = sampler.make(), log_density_of(Funnel(3, 1.0).double()), randn(1, 1, 3)
     rows = [algorithm.draw_randomness(start, generator(seed)) for seed in range(60)]

@@ -157,9 +157,12 @@ def test_eight_schools_agree_with_stock_pyro() -> None:
     reference = pyro.infer.MCMC(pyro.infer.NUTS(eight_schools), num_samples=200, warmup_steps=100, disable_progbar=True)
     reference.run(*args)
     for name in ("mu", "tau", "eta"):
-        values, errors = moments(reference.get_samples(group_by_chain=True)[name])
-        check_moments(draws(mcmc, name), *values, error=errors)
-        check_mixing(draws(mcmc, name))
+        ours, theirs = draws(mcmc, name), reference.get_samples(group_by_chain=True)[name]
+        if name == "tau":  # its tail is so heavy that a run's own error of its variance means nothing
+            ours, theirs = ours.log(), theirs.log()
+        values, errors = moments(theirs)
+        check_moments(ours, *values, error=errors)
+        check_mixing(ours)
 
 
 def test_moving_support_agrees_with_quadrature() -> None:

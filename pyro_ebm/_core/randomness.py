@@ -14,8 +14,12 @@ def seeded_generator(device: torch.device) -> Generator:
 
 
 def normal(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:
-    """Standard normal numbers with the dtype and device of `like`."""
-    return torch.randn(list(shape), generator=generator, dtype=like.dtype, device=like.device)
+    """Standard normal numbers with the dtype and device of `like`.
+
+    They are drawn in single precision, which is several times faster: as momenta and noise, their grain of 1e-7 is far
+    below any Monte Carlo error.
+    """
+    return torch.randn(list(shape), generator=generator, dtype=torch.float32, device=like.device).to(like.dtype)
 
 
 def uniform(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,12 +19,16 @@ from pyro_ebm.infer.initial_points import given_points, is_finite
 from pyro_ebm.infer.kernel import Kernel
 from pyro_ebm.infer.progress import concerns, show_progress
 from pyro_ebm.infer.target import Target, build_target
-from pyro_ebm.mcmc.run import Run, RunSettings
+from pyro_ebm.mcmc.run import Compile, Run, RunSettings
 
 if TYPE_CHECKING:
     from pyro_ebm.diagnostics.inference_data import InferenceData
 
 _PROGRESS_SECONDS = 0.1
+# A build takes as long as about so many transitions without it. It goes by number, not by the clock, so that the same
+# seed makes the same draws.
+_WORTH_COMPILING = 200
+_COMPILE: dict[object, Compile] = {"auto": "no", True: "yes", False: "no"}
 
 
 class MCMC:
@@ -44,6 +48,10 @@ class MCMC:
         disable_progbar: hide the progress bar.
         save_params: sites to keep; by default all.
         save_warmup: whether `to_arviz` shall have the draws of the warm-up too.
+        thinning: of so many transitions after the warm-up, one is kept: `num_samples * thinning` are made.
+        compile: whether the whole transition is compiled, as one program for all chains: in about two seconds, kept on
+            disk for the next time, with the same draws up to rounding. `"auto"` compiles all but short runs. `True`
+            also tries slower compilers where the fast one does not know an operation, and warns if none does.
 
     Raises:
         ValueError: if a number is out of range.
@@ -72,17 +80,25 @@ class MCMC:
         disable_progbar: bool = False,
         save_params: Sequence[str] | None = None,
         save_warmup: bool = False,
+        thinning: int = 1,
+        compile: bool | Literal["auto"] = "auto",
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise TypeError(
                 f"MCMC: got a {type(kernel).__name__}, expected a kernel of pyro_ebm: NUTS(model), HMC(model), "
                 "MALA(model) or Langevin(model)."
             )
-        for name, value, least in (("num_samples", num_samples, 1), ("num_chains", num_chains, 1)):
+        for name, value, least in (
+            ("num_samples", num_samples, 1),
+            ("num_chains", num_chains, 1),
+            ("thinning", thinning, 1),
+        ):
             if value < least:
                 raise ValueError(f"MCMC: got {name} {value}, expected at least {least}.")
         if warmup_steps is not None and warmup_steps < 0:
             raise ValueError(f"MCMC: got warmup_steps {warmup_steps}, expected at least 0.")
+        if compile not in (True, False, "auto"):
+            raise ValueError(f'MCMC: got compile {compile!r}, expected True, False or "auto".')
         self.kernel = kernel
         self.num_samples = num_samples
         self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
@@ -91,6 +107,8 @@ class MCMC:
         self.disable_progbar = disable_progbar
         self.save_params = save_params
         self.save_warmup = save_warmup
+        self.thinning = thinning
+        self.compile = compile
         self.run_time = 0.0
         self._target: Target | None = None
         self._run: Run | None = None
@@ -162,24 +180,27 @@ class MCMC:
         return target
 
     def _make_run(self, target: Target, position: Tensor) -> Run:
-        dense = self.kernel.uses_dense_metric(target.raveler.dim, self.num_chains, self.warmup_steps)
+        metric, estimator = self.kernel.masses(target.raveler, target.like, self.num_chains, self.warmup_steps)
+        length = self.warmup_steps + self.num_samples * self.thinning
         settings = RunSettings(
             num_samples=self.num_samples,
             warmup_steps=self.warmup_steps,
             step_size=self.kernel.step_size,
             adapt_step_size=self.kernel.adapt_step_size,
             adapt_metric=self.kernel.adapt_mass_matrix,
-            dense_metric=dense,
+            metric=metric,
+            estimator=estimator,
             save_warmup=self.save_warmup,
+            thinning=self.thinning,
+            compile="fast" if self.compile == "auto" and length >= _WORTH_COMPILING else _COMPILE[self.compile],
         )
-        generator = seeded_generator(position.device)
-        return Run(self.kernel.algorithm(), target.log_density, position, generator, settings)
+        return Run(self.kernel.algorithm(), target.log_density, position, seeded_generator(position.device), settings)
 
     def _drive(self) -> None:
         run = self._require_run()
         self._samples = None
         begin, shown = time.perf_counter(), -_PROGRESS_SECONDS
-        total = self.warmup_steps + self.num_samples
+        total = self.warmup_steps + self.num_samples * self.thinning
         bar = tqdm(total=total, initial=run.transitions, disable=self.disable_progbar)
         try:
             while not run.finished:
@@ -199,6 +220,12 @@ class MCMC:
         finally:
             bar.close()
             self.run_time += time.perf_counter() - begin
+        if self.compile is True and run.concerns:
+            warnings.warn(
+                f"compile=True: the run is {run.rung}, not compiled as a whole: {'; '.join(run.concerns)}.",
+                SamplingWarning,
+                stacklevel=3,
+            )
         for message in concerns(run):
             warnings.warn(message, SamplingWarning, stacklevel=3)
 
@@ -295,6 +322,7 @@ class MCMC:
             "sampling_time": self.run_time,
             "tuning_steps": self.warmup_steps,
             "step_size": float(self._require_run().step_size),
+            "program": self._require_run().rung,
         }
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -334,5 +362,6 @@ class MCMC:
             "num_samples": self.num_samples,
             "warmup_steps": self.warmup_steps,
             "save_warmup": self.save_warmup,
+            "thinning": self.thinning,
             **self.kernel.settings(),
         }

@@ -19,7 +19,7 @@ def show_progress(bar: Any, run: Run) -> None:
     bar.set_description("Warmup" if run.warming_up else "Sample", refresh=False)
     postfix = {
         "chains": run.num_chains,
-        "step size": f"{float(run.current_step_size):.2e}",
+        "step size": f"{float(run.step_size):.2e}",
         "acc. prob": f"{run.mean_acceptance:.3f}",
     }
     divergences = int(run.num_divergences.sum())

@@ -2,55 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm.mcmc import hmc, langevin, nuts
-
-
-class State(Protocol):
-    """What every sampler's state carries: it is a `NamedTuple` of tensors."""
-
-    @property
-    def position(self) -> Tensor:
-        """The present draw of each chain, `(chains, dim)`."""
-        ...
-
-    def _asdict(self) -> dict[str, Tensor]: ...
-
-
-class Info(Protocol):
-    """What every sampler says of a tick: a `NamedTuple` of tensors `(chains,)`, named as in ArviZ."""
-
-    @property
-    def done(self) -> Tensor:
-        """Which chains ended a transition, `(chains,)`."""
-        ...
-
-    @property
-    def lp(self) -> Tensor:
-        """The log density of the draw, `(chains,)`."""
-        ...
-
-    @property
-    def acceptance_rate(self) -> Tensor:
-        """The acceptance probability of the transition, `(chains,)`."""
-        ...
-
-    @property
-    def step_size(self) -> Tensor:
-        """The step size of the transition, `(chains,)`."""
-        ...
-
-    @property
-    def diverging(self) -> Tensor:
-        """Whether the transition diverged, `(chains,)`."""
-        ...
-
-    def _asdict(self) -> dict[str, Tensor]: ...
+from pyro_ebm.mcmc import chees, hmc, langevin, nuts
+from pyro_ebm.mcmc.chees import LengthAdaptation
+from pyro_ebm.mcmc.protocols import Adaptation, Info, State
+from pyro_ebm.mcmc.step_size import DualAveraging
 
 
 @dataclass(frozen=True)
@@ -60,10 +22,10 @@ class Algorithm:
     Attributes:
         name: what it is called in results.
         init: `(log_density, position, parameters, randomness) -> State`.
-        draw_randomness: `(position, generator) -> Randomness`.
+        draw_randomness: `(position, generator) -> Randomness`, for positions `(*ticks, chains, dim)`.
         step: `(log_density, state, randomness, parameters) -> (State, Info)`.
-        restore: makes a state of its fields.
-        parameters: makes parameters of a leapfrog step size, `()`, and of whether the run is warming up.
+        adaptation: makes what adapts its parameters, of a first step size, `()`, and the number of chains.
+        parameters: makes parameters of what adapts, and of whether the run is warming up, `()`.
         target_accept_prob: what the step size adapts to.
     """
 
@@ -71,8 +33,8 @@ class Algorithm:
     init: Callable[[LogDensity, Tensor, Any, Any], State]
     draw_randomness: Callable[[Tensor, Generator], Any]
     step: Callable[[LogDensity, Any, Any, Any], tuple[State, Info]]
-    restore: Callable[..., State]
-    parameters: Callable[[Tensor, bool], Any]
+    adaptation: Callable[[Tensor, int], Adaptation]
+    parameters: Callable[[Any, Tensor], Any]
     target_accept_prob: float
 
 
@@ -83,30 +45,52 @@ def nuts_algorithm(*, max_tree_depth: int = 10, target_accept_prob: float = 0.8)
         init=nuts.init,
         draw_randomness=nuts.draw_randomness,
         step=nuts.step,
-        restore=nuts.State,
-        parameters=lambda step_size, _: nuts.Parameters(step_size, max_tree_depth),
+        adaptation=DualAveraging.start,
+        parameters=partial(_nuts_parameters, max_tree_depth),
         target_accept_prob=target_accept_prob,
     )
+
+
+def _nuts_parameters(max_tree_depth: int, adaptation: Adaptation, _: Tensor) -> nuts.Parameters:
+    return nuts.Parameters(adaptation.step_size, max_tree_depth)
 
 
 def hmc_algorithm(
     *, trajectory_length: float, num_steps: int | None = None, target_accept_prob: float = 0.8
 ) -> Algorithm:
     """Hamiltonian Monte Carlo: see `hmc`."""
-
-    def parameters(step_size: Tensor, _: bool) -> hmc.Parameters:
-        steps = torch.tensor(num_steps or 0, device=step_size.device)
-        return hmc.Parameters(step_size, torch.full_like(step_size, trajectory_length), steps)
-
     return Algorithm(
         name="HMC",
         init=hmc.init,
         draw_randomness=hmc.draw_randomness,
         step=hmc.step,
-        restore=hmc.State,
-        parameters=parameters,
+        adaptation=DualAveraging.start,
+        parameters=partial(_hmc_parameters, trajectory_length, num_steps or 0),
         target_accept_prob=target_accept_prob,
     )
+
+
+def _hmc_parameters(trajectory_length: float, num_steps: int, adaptation: Adaptation, _: Tensor) -> hmc.Parameters:
+    step_size = adaptation.step_size
+    steps = torch.full_like(step_size, num_steps, dtype=torch.long)
+    return hmc.Parameters(step_size, torch.full_like(step_size, trajectory_length), steps)
+
+
+def chees_algorithm(*, target_accept_prob: float = 0.8) -> Algorithm:
+    """Hamiltonian Monte Carlo with a trajectory length learned across chains: see `chees`."""
+    return Algorithm(
+        name="ChEES-HMC",
+        init=chees.init,
+        draw_randomness=chees.draw_randomness,
+        step=chees.step,
+        adaptation=LengthAdaptation.start,
+        parameters=_chees_parameters,
+        target_accept_prob=target_accept_prob,
+    )
+
+
+def _chees_parameters(adaptation: LengthAdaptation, _: Tensor) -> chees.Parameters:
+    return chees.Parameters(adaptation.step_size, adaptation.trajectory_length)
 
 
 def langevin_algorithm(*, metropolis: bool, target_accept_prob: float) -> Algorithm:
@@ -120,9 +104,11 @@ def langevin_algorithm(*, metropolis: bool, target_accept_prob: float) -> Algori
         init=langevin.init,
         draw_randomness=langevin.draw_randomness,
         step=langevin.step,
-        restore=langevin.State,
-        parameters=lambda leapfrog_step, warming_up: langevin.Parameters(
-            0.5 * leapfrog_step.square(), metropolis or warming_up
-        ),
+        adaptation=DualAveraging.start,
+        parameters=partial(_langevin_parameters, metropolis),
         target_accept_prob=target_accept_prob,
     )
+
+
+def _langevin_parameters(metropolis: bool, adaptation: Adaptation, warming_up: Tensor) -> langevin.Parameters:
+    return langevin.Parameters(0.5 * adaptation.step_size.square(), warming_up | metropolis)

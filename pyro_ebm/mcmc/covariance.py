@@ -1,23 +1,57 @@
 """The covariance of the draws of all chains, pooled, as they come: what the metric is estimated from."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pyro_ebm.mcmc.metric import Metric
+from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric, Metric
 
-# Stan's shrinkage of the estimate towards a small multiple of the identity, with the weight of five draws.
-_PRIOR_DRAWS, _PRIOR_VARIANCE = 5.0, 1e-3
+# Correlations are shrunk towards none, with the weight of five draws. Variances are not shrunk: a fixed variance to
+# shrink them to, as in Stan, would be wrong for parameters on other scales.
+_PRIOR_DRAWS = 5.0
+# Condition number of the correlations, beside what chance makes, from which a dense metric pays; in few dimensions its
+# cost does not count.
+_WORTH_A_FACTOR, _ALWAYS_DENSE = 4.0, 16
+# Draws that a low-rank estimate keeps, and how far from one a stretch must be to be worth its column.
+_KEPT_DRAWS, _NEGLIGIBLE = 256, 1.2
 
 
-class PooledCovariance(NamedTuple):
-    """Running moments over chains and draws.
+class MetricEstimator(Protocol):
+    """What learns a metric from draws; a `NamedTuple` of tensors."""
+
+    @property
+    def num_draws(self) -> Tensor:
+        """Number of draws so far, `()`."""
+        ...
+
+    def update(self, draws: Tensor) -> MetricEstimator:
+        """Take in draws `(draws, dim)`."""
+        ...
+
+    def metric(self) -> Metric:
+        """The metric whose inverse mass matrix is the estimate."""
+        ...
+
+
+def _kept(num_draws: Tensor) -> Tensor:
+    return num_draws / (num_draws + _PRIOR_DRAWS)
+
+
+def _positive(variance: Tensor) -> Tensor:
+    """Variances, one where nothing has moved."""
+    return torch.where(variance > 0, variance, 1)
+
+
+class PooledVariance(NamedTuple):
+    """Running means and variances over chains and draws: for a diagonal metric.
 
     Attributes:
         num_draws: number of draws, `()`.
         mean: their mean, `(dim,)`.
-        scatter: the sum of squared deviations, `(dim,)`, or of their outer products, `(dim, dim)`.
+        scatter: the sum of squared deviations, `(dim,)`.
 
     References:
         Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance.
@@ -28,34 +62,156 @@ class PooledCovariance(NamedTuple):
     scatter: Tensor
 
     @classmethod
-    def start(cls, dim: int, *, dense: bool, like: Tensor) -> "PooledCovariance":
-        """No draws yet."""
-        mean = torch.zeros(dim, dtype=like.dtype, device=like.device)
-        return cls(mean.new_zeros(()), mean, mean.new_zeros((dim, dim)) if dense else mean)
+    def start(cls, like: Tensor) -> PooledVariance:
+        """No draws yet, of vectors like `like` `(dim,)`."""
+        return cls(like.new_zeros(()), torch.zeros_like(like), torch.zeros_like(like))
 
-    def update(self, position: Tensor, done: Tensor) -> "PooledCovariance":
-        """Take in the draws `(chains, dim)` of the chains that are `done`, `(chains,)`."""
-        weight = done.to(position.dtype)
-        new = weight.sum()
-        count = self.num_draws + new
-        position = torch.where(done.unsqueeze(-1), position, 0)  # what the others say may not be finite
-        mean = position.sum(0) / new.clamp(min=1)
-        deviation = (position - mean) * weight.unsqueeze(-1)
-        shift = torch.where(new > 0, mean - self.mean, 0)
-        correction = self.num_draws * new / count.clamp(min=1)
-        if self.scatter.dim() == 1:
-            scatter = deviation.square().sum(0) + correction * shift.square()
-        else:
-            scatter = deviation.mT @ deviation + correction * torch.outer(shift, shift)
-        return PooledCovariance(count, self.mean + shift * new / count.clamp(min=1), self.scatter + scatter)
+    def update(self, draws: Tensor) -> PooledVariance:
+        """Take in draws `(draws, dim)`."""
+        count, mean, shift, correction = _merged(self.num_draws, self.mean, draws)
+        scatter = (draws - draws.mean(0)).square().sum(0) + correction * shift.square()
+        return PooledVariance(count, mean, self.scatter + scatter) if len(draws) else self
 
-    def metric(self) -> Metric:
-        """The metric whose inverse mass matrix is the covariance, shrunk a little."""
-        estimate = self.scatter / (self.num_draws - 1).clamp(min=1)
-        keep = self.num_draws / (self.num_draws + _PRIOR_DRAWS)
-        prior = _PRIOR_VARIANCE * (1 - keep)
-        if estimate.dim() == 1:
-            return Metric((keep * estimate + prior).sqrt())
-        diagonal = keep * estimate.diagonal() + prior
-        factor, info = torch.linalg.cholesky_ex(keep * estimate + prior * torch.eye(len(estimate)).to(estimate))
-        return Metric(torch.where(info == 0, factor, diagonal.sqrt().diag()))  # too few draws for a full matrix
+    @property
+    def variance(self) -> Tensor:
+        """The estimate, `(dim,)`."""
+        return _positive(self.scatter / (self.num_draws - 1).clamp(min=1))
+
+    def metric(self) -> DiagonalMetric:
+        """The metric whose inverse mass matrix is the estimate."""
+        return DiagonalMetric(self.variance.sqrt())
+
+
+class PooledCovariance(NamedTuple):
+    """Running means and covariances over chains and draws: for a dense or block-diagonal metric.
+
+    Attributes:
+        num_draws: number of draws, `()`.
+        mean: their mean, `(dim,)`.
+        scatter: the sum of the outer products of deviations, `(dim, dim)`.
+        mask: which entries to estimate, `(dim, dim)`; the others are zero.
+    """
+
+    num_draws: Tensor
+    mean: Tensor
+    scatter: Tensor
+    mask: Tensor
+
+    @classmethod
+    def start(cls, like: Tensor, mask: Tensor | None = None) -> PooledCovariance:
+        """No draws yet, of vectors like `like` `(dim,)`."""
+        dim = len(like)
+        everywhere = torch.ones(dim, dim, dtype=torch.bool, device=like.device)
+        return cls(
+            like.new_zeros(()), torch.zeros_like(like), like.new_zeros(dim, dim), everywhere if mask is None else mask
+        )
+
+    def update(self, draws: Tensor) -> PooledCovariance:
+        """Take in draws `(draws, dim)`."""
+        count, mean, shift, correction = _merged(self.num_draws, self.mean, draws)
+        deviation = draws - draws.mean(0)
+        scatter = deviation.mT @ deviation + correction * torch.outer(shift, shift)
+        return self._replace(num_draws=count, mean=mean, scatter=self.scatter + scatter) if len(draws) else self
+
+    def metric(self) -> DenseMetric:
+        """The metric whose inverse mass matrix is the estimate; its diagonal where the draws are too few for more."""
+        scale, correlation = self._standardised()
+        factor, info = torch.linalg.cholesky_ex(correlation)
+        return DenseMetric(torch.where(info == 0, scale.unsqueeze(-1) * factor, scale.diag()))
+
+    def _standardised(self) -> tuple[Tensor, Tensor]:
+        """Standard deviations `(dim,)`, and correlations, shrunk and masked, `(dim, dim)`."""
+        covariance = self.scatter / (self.num_draws - 1).clamp(min=1)
+        scale = _positive(covariance.diagonal()).sqrt()
+        off_diagonal = torch.where(self.mask, _kept(self.num_draws) * covariance / torch.outer(scale, scale), 0)
+        return scale, off_diagonal - off_diagonal.diagonal().diag() + torch.eye(len(scale)).to(scale)
+
+
+class ChosenCovariance(NamedTuple):
+    """A pooled covariance that makes a dense metric only where one pays: else a diagonal one.
+
+    A dense metric costs two products with a `(dim, dim)` matrix in each step, and saves steps in proportion to the
+    square root of the condition number of the correlations. The condition number that independent coordinates would
+    show by chance is known (Marchenko and Pastur 1967, Distribution of eigenvalues for some sets of random matrices).
+
+    Attributes:
+        covariance: of the draws.
+    """
+
+    covariance: PooledCovariance
+
+    @property
+    def num_draws(self) -> Tensor:
+        """Number of draws so far, `()`."""
+        return self.covariance.num_draws
+
+    def update(self, draws: Tensor) -> ChosenCovariance:
+        """Take in draws `(draws, dim)`."""
+        return ChosenCovariance(self.covariance.update(draws))
+
+    def metric(self) -> DenseMetric | DiagonalMetric:
+        """The metric whose inverse mass matrix is the estimate, or its diagonal."""
+        scale, correlation = self.covariance._standardised()
+        spread = torch.linalg.eigvalsh(correlation)
+        ratio = (len(scale) / self.num_draws).sqrt()
+        by_chance = ((1 + ratio) / (1 - ratio)).square() if ratio < 1 else torch.inf
+        if bool(spread[-1] / spread[0].clamp(min=1e-12) > _WORTH_A_FACTOR * by_chance) or len(scale) <= _ALWAYS_DENSE:
+            return self.covariance.metric()
+        return DiagonalMetric(scale)
+
+
+class LowRankCovariance(NamedTuple):
+    """Variances of all draws and the strongest correlations of the last ones: for a low-rank metric.
+
+    The correlation matrix `C` of the kept draws is approximated by its eigenvectors with the greatest and least
+    eigenvalues, in time and memory linear in the dimension.
+
+    Attributes:
+        variance: running means and variances.
+        recent: the last draws, `(kept, dim)`.
+        rank: `(rank,)`; only its length counts.
+    """
+
+    variance: PooledVariance
+    recent: Tensor
+    rank: Tensor
+
+    @classmethod
+    def start(cls, like: Tensor, rank: int) -> LowRankCovariance:
+        """No draws yet, of vectors like `like` `(dim,)`."""
+        return cls(PooledVariance.start(like), like.new_zeros(0, len(like)), like.new_zeros(min(rank, len(like))))
+
+    @property
+    def num_draws(self) -> Tensor:
+        """Number of draws so far, `()`."""
+        return self.variance.num_draws
+
+    def update(self, draws: Tensor) -> LowRankCovariance:
+        """Take in draws `(draws, dim)`."""
+        recent = torch.cat([self.recent, draws])[-_KEPT_DRAWS:]
+        return self._replace(variance=self.variance.update(draws), recent=recent)
+
+    def metric(self) -> LowRankMetric:
+        """The metric whose inverse mass matrix is the estimate."""
+        scale, rank, kept = self.variance.variance.sqrt(), len(self.rank), len(self.recent)
+        directions, stretch = self.recent.new_zeros(len(scale), rank), self.recent.new_ones(rank)
+        if kept < 2:
+            return LowRankMetric(scale, directions, stretch)
+        standard = (self.recent - self.recent.mean(0)) / scale / (kept - 1) ** 0.5
+        _, singular, right = torch.linalg.svd(standard, full_matrices=False)
+        found = min(rank, len(singular))
+        # Directions that the draws span, shrunk towards one as the variances are.
+        root = ((kept * singular.square() + _PRIOR_DRAWS) / (kept + _PRIOR_DRAWS)).sqrt()
+        worth = torch.where((root > _NEGLIGIBLE) | ((root < 1 / _NEGLIGIBLE) & (kept > 4 * len(scale))), root, 1)
+        strongest = worth.log().abs().topk(found).indices
+        directions[:, :found] = right[strongest].mT
+        stretch[:found] = worth[strongest]
+        return LowRankMetric(scale, directions, stretch)
+
+
+def _merged(num_draws: Tensor, mean: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The new count and mean, and what the shift of the mean adds to the scatter."""
+    new = len(draws)
+    count = num_draws + new
+    shift = (draws.mean(0) if new else mean) - mean
+    return count, mean + shift * new / count.clamp(min=1), shift, num_draws * new / count.clamp(min=1)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
-from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, energy_error, hamiltonian, leapfrog
+from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error, hamiltonian, leapfrog
 
 # A step size that adaptation has let collapse must not make one transition endless.
 MAX_NUM_STEPS = 1024
@@ -48,7 +48,7 @@ class State(NamedTuple):
         position: the present draw, `(chains, dim)`, with its `log_density` `(chains,)` and `gradient` `(chains, dim)`.
         initial_energy: H at the start of the trajectory, `(chains,)`.
         step_size: of this trajectory, `(chains,)`.
-        moving: position, momentum and gradient at its end, `(3, chains, dim)`.
+        moving_position: the end of the trajectory, `(chains, dim)`, with its momentum and gradient.
         remaining: leapfrog steps still to do, `(chains,)`.
         n_steps: leapfrog steps done, `(chains,)`.
     """
@@ -58,7 +58,9 @@ class State(NamedTuple):
     gradient: Tensor
     initial_energy: Tensor
     step_size: Tensor
-    moving: Tensor
+    moving_position: Tensor
+    moving_momentum: Tensor
+    moving_gradient: Tensor
     remaining: Tensor
     n_steps: Tensor
 
@@ -78,13 +80,14 @@ class Info(NamedTuple):
 
 
 def draw_randomness(position: Tensor, generator: Generator) -> Randomness:
-    """Draw the random numbers of one tick for chains at `position`, `(chains, dim)`."""
-    return Randomness(normal(position.shape, position, generator), uniform((2, position.shape[0]), position, generator))
+    """Draw the random numbers of a tick for chains at `position`, `(*ticks, chains, dim)`."""
+    shape = position.shape
+    return Randomness(normal(shape, position, generator), uniform((*shape[:-2], 2, shape[-2]), position, generator))
 
 
 def _length(jitter: Tensor, parameters: Parameters) -> Tensor:
     jittered = (2 * jitter * parameters.trajectory_length / parameters.step_size).ceil()
-    jittered = jittered.nan_to_num(nan=1.0).clamp(1, MAX_NUM_STEPS).long()
+    jittered = torch.where(torch.isfinite(jittered), jittered, 1).clamp(1, MAX_NUM_STEPS).long()
     return torch.where(parameters.num_steps > 0, parameters.num_steps, jittered)
 
 
@@ -97,7 +100,9 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         gradient=gradient,
         initial_energy=hamiltonian(value, randomness.momentum),
         step_size=parameters.step_size.expand(value.shape),
-        moving=torch.stack([position, randomness.momentum, gradient]),
+        moving_position=position,
+        moving_momentum=randomness.momentum,
+        moving_gradient=gradient,
         remaining=_length(randomness.uniform[1], parameters),
         n_steps=torch.zeros(value.shape, dtype=torch.long, device=position.device),
     )
@@ -106,7 +111,11 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One leapfrog of every chain; those at the end of their trajectory accept or reject, and start the next."""
     position, momentum, value, gradient = leapfrog(
-        log_density, state.moving[0], state.moving[1], state.moving[2], state.step_size.unsqueeze(-1)
+        log_density,
+        state.moving_position,
+        state.moving_momentum,
+        state.moving_gradient,
+        state.step_size.unsqueeze(-1),
     )
     energy = hamiltonian(value, momentum)
     error = energy_error(energy, state.initial_energy, gradient)
@@ -114,11 +123,10 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     remaining, n_steps = state.remaining - 1, state.n_steps + 1
     done = diverging | (remaining == 0)
     accepted = done & ~diverging & (randomness.uniform[0].log() < -error)
-    column = accepted.unsqueeze(-1)
-    draw = torch.where(column, position, state.position)
-    draw_gradient = torch.where(column, gradient, state.gradient)
-    lp = torch.where(accepted, value, state.log_density)
-    draw_energy = torch.where(accepted, energy, state.initial_energy)
+    draw = choose(accepted, position, state.position)
+    draw_gradient = choose(accepted, gradient, state.gradient)
+    lp = choose(accepted, value, state.log_density)
+    draw_energy = choose(accepted, energy, state.initial_energy)
     info = Info(
         done=done,
         lp=lp,
@@ -130,14 +138,15 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         diverging=diverging,
         non_finite=torch.isinf(error),
     )
-    start = torch.stack([draw, randomness.momentum, draw_gradient])
     return State(
         position=draw,
         log_density=lp,
         gradient=draw_gradient,
-        initial_energy=torch.where(done, hamiltonian(lp, randomness.momentum), state.initial_energy),
-        step_size=torch.where(done, parameters.step_size, state.step_size),
-        moving=torch.where(done[:, None], start, torch.stack([position, momentum, gradient])),
-        remaining=torch.where(done, _length(randomness.uniform[1], parameters), remaining),
+        initial_energy=choose(done, hamiltonian(lp, randomness.momentum), state.initial_energy),
+        step_size=choose(done, parameters.step_size, state.step_size),
+        moving_position=choose(done, draw, position),
+        moving_momentum=choose(done, randomness.momentum, momentum),
+        moving_gradient=choose(done, draw_gradient, gradient),
+        remaining=choose(done, _length(randomness.uniform[1], parameters), remaining),
         n_steps=n_steps.masked_fill(done, 0),
     ), info

@@ -39,3 +39,8 @@ def energy_error(energy: Tensor, initial_energy: Tensor, gradient: Tensor) -> Te
     """`H - H₀`, `(chains,)`; infinite where the energy or its gradient is not finite."""
     error = energy - initial_energy
     return torch.where(torch.isfinite(error) & torch.isfinite(gradient).all(-1), error, torch.inf)
+
+
+def choose(mask: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
+    """`chosen` for the chains in `mask` `(chains,)`, else `otherwise`; each `(chains,)`, `(chains, dim)` or `()`."""
+    return torch.where(mask.unsqueeze(-1) if max(chosen.dim(), otherwise.dim()) == 2 else mask, chosen, otherwise)

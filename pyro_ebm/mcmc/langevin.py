@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
-from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, energy_error, hamiltonian, leapfrog
+from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error, hamiltonian, leapfrog
 
 
 class Parameters(NamedTuple):
@@ -24,11 +24,11 @@ class Parameters(NamedTuple):
 
     Attributes:
         step_size: ε, `()`.
-        metropolis: whether moves are accepted or rejected (MALA), or always made (ULA).
+        metropolis: whether moves are accepted or rejected (MALA), or always made (ULA); `()`, bool.
     """
 
     step_size: Tensor
-    metropolis: bool = True
+    metropolis: Tensor
 
 
 class Randomness(NamedTuple):
@@ -63,8 +63,8 @@ class Info(NamedTuple):
 
 
 def draw_randomness(position: Tensor, generator: Generator) -> Randomness:
-    """Draw the random numbers of one step for chains at `position`, `(chains, dim)`."""
-    return Randomness(normal(position.shape, position, generator), uniform(position.shape[:1], position, generator))
+    """Draw the random numbers of a step for chains at `position`, `(*steps, chains, dim)`."""
+    return Randomness(normal(position.shape, position, generator), uniform(position.shape[:-1], position, generator))
 
 
 def init(log_density: LogDensity, position: Tensor, parameters: Parameters, randomness: Randomness) -> State:
@@ -81,13 +81,9 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     initial_energy, energy = hamiltonian(state.log_density, randomness.noise), hamiltonian(value, momentum)
     error = energy_error(energy, initial_energy, gradient)
     diverging = error > MAX_ENERGY_ERROR
-    if parameters.metropolis:
-        accepted = ~diverging & (randomness.uniform.log() < -error)
-    else:
-        accepted = ~diverging
-    column = accepted.unsqueeze(-1)
-    lp = torch.where(accepted, value, state.log_density)
-    energy = torch.where(accepted, energy, initial_energy)
+    accepted = ~diverging & ((randomness.uniform.log() < -error) | ~parameters.metropolis)
+    lp = choose(accepted, value, state.log_density)
+    energy = choose(accepted, energy, initial_energy)
     info = Info(
         done=torch.ones_like(accepted),
         lp=lp,
@@ -98,5 +94,4 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         diverging=diverging,
         non_finite=torch.isinf(error),
     )
-    draw = torch.where(column, position, state.position)
-    return State(draw, lp, torch.where(column, gradient, state.gradient)), info
+    return State(choose(accepted, position, state.position), lp, choose(accepted, gradient, state.gradient)), info

@@ -1,6 +1,6 @@
 """Draws and diagnostics in preallocated buffers: each chain fills its own row at its own pace."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,27 +12,53 @@ class Recorder:
     Args:
         num_chains: number of chains.
         num_draws: draws kept for each chain; what comes after is dropped.
+        device: where to keep them.
+        thinning: of so many transitions, the last is kept.
 
     Attributes:
-        counts: draws recorded by each chain, `(chains,)`.
+        transitions: transitions made by each chain, `(chains,)`.
     """
 
-    def __init__(self, num_chains: int, num_draws: int, device: torch.device) -> None:
-        self.num_draws = num_draws
-        self.counts = torch.zeros(num_chains, dtype=torch.long, device=device)
-        self._chains = torch.arange(num_chains, device=device)
+    def __init__(self, num_chains: int, num_draws: int, device: torch.device, thinning: int = 1) -> None:
+        self.num_draws, self.thinning = num_draws, thinning
+        self.transitions = torch.zeros(num_chains, dtype=torch.long, device=device)
         self._buffers: dict[str, Tensor] = {}
 
-    def record(self, done: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Store `values`, each `(chains, ...)`, for the chains that are `done`, `(chains,)`: no synchronisation."""
-        if not self._buffers:
-            for name, value in values.items():  # one slot more, where what is not to be kept goes
-                shape = (value.shape[0], self.num_draws + 1, *value.shape[1:])
-                self._buffers[name] = torch.zeros(shape, dtype=value.dtype, device=value.device)
-        slot = torch.where(done, self.counts, self.num_draws).clamp(max=self.num_draws)
+    @property
+    def counts(self) -> Tensor:
+        """Draws that each chain has come to, `(chains,)`; kept are `num_draws` at most."""
+        return self.transitions // self.thinning
+
+    def record(
+        self,
+        done: Tensor,
+        values: Mapping[str, Tensor],
+        finish: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> Tensor:
+        """Store what chains say where they are `done`.
+
+        Args:
+            done: `(ticks, chains)`.
+            values: each `(ticks, chains, ...)`.
+            finish: what to make of the stored rows `(rows, ...)` of some values.
+
+        Returns:
+            Which were stored, `(ticks, chains)`.
+        """
+        number = self.transitions + done.cumsum(0)  # of the transition, from one
+        kept = done & (number % self.thinning == 0) & (number <= self.num_draws * self.thinning)
+        ticks, chains = kept.nonzero(as_tuple=True)
+        slots = number[ticks, chains] // self.thinning - 1
         for name, value in values.items():
-            self._buffers[name][self._chains, slot] = value
-        self.counts = self.counts + done
+            rows = value[ticks, chains]
+            if finish and name in finish:
+                rows = finish[name](rows)
+            if name not in self._buffers:
+                shape = (len(self.transitions), self.num_draws, *rows.shape[1:])
+                self._buffers[name] = torch.zeros(shape, dtype=rows.dtype, device=rows.device)
+            self._buffers[name][chains, slots] = rows
+        self.transitions = self.transitions + done.sum(0)
+        return kept
 
     def draws(self) -> dict[str, Tensor]:
         """What all chains have recorded, each `(chains, draws, ...)`, with as many draws as the slowest chain has."""
@@ -41,13 +67,14 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The buffers and counts."""
-        return {"counts": self.counts, **{f"buffer.{name}": buffer for name, buffer in self._buffers.items()}}
+        return {"transitions": self.transitions, **{f"buffer.{name}": buffer for name, buffer in self._buffers.items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` saved."""
-        self.counts = state["counts"].to(self.counts.device)
+        device = self.transitions.device
+        self.transitions = state["transitions"].to(device)
         self._buffers = {
-            name.removeprefix("buffer."): value.to(self.counts.device).clone()
+            name.removeprefix("buffer."): value.to(device).clone()
             for name, value in state.items()
             if name.startswith("buffer.")
         }

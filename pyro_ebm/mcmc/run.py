@@ -8,22 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
+from torch.utils import _pytree as pytree
 
+from pyro_ebm._core.program import CompiledFunction, EagerProgram, Program, build_program
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal
-from pyro_ebm.mcmc.algorithm import Algorithm, State
-from pyro_ebm.mcmc.covariance import PooledCovariance
-from pyro_ebm.mcmc.metric import Metric, unit_metric
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.covariance import MetricEstimator, PooledVariance
+from pyro_ebm.mcmc.metric import METRICS, DiagonalMetric, Metric, whiten
+from pyro_ebm.mcmc.protocols import State
 from pyro_ebm.mcmc.recorder import Recorder
-from pyro_ebm.mcmc.step_size import DualAveraging, reasonable_step_size
+from pyro_ebm.mcmc.step_size import reasonable_step_size
 from pyro_ebm.mcmc.windows import warmup_windows
 
-# Ticks between two looks at the counters, each of which synchronises with the device.
-TICKS_PER_BLOCK = 8
+# Ticks in a block, between two looks at the counters: enough to make the look cheap, within a bound on its memory.
+_MOST_TICKS, _MOST_NUMBERS = 256, 2**22
+# Ticks at a time where a tick is slow: what an interruption may lose.
+_SLOW_TICKS = 8
+# Ticks to a transition, until they have been counted.
+_USUAL_TICKS = 4.0
+# A new metric whose variances differ from the old one's by less than this factor, in logarithms, changes no scale.
+_SAME_SCALE = 0.7
+Compile = Literal["no", "fast", "yes"]
+# The share of what a window still needs that is done before looking again.
+_WINDOW_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,8 +48,11 @@ class RunSettings:
         step_size: the first leapfrog step size, in units of the metric.
         adapt_step_size: whether it adapts.
         adapt_metric: whether the metric adapts.
-        dense_metric: whether the metric is a full matrix.
+        metric: the first metric; by default the identity.
+        estimator: what the metric is learned by, without draws; by default the variance of each dim.
         save_warmup: whether to keep the draws of the warm-up.
+        thinning: of so many transitions after the warm-up, one is kept.
+        compile: whether ticks are compiled: `"no"`; `"fast"`, if a fast compiler can; `"yes"`, however long it takes.
     """
 
     num_samples: int
@@ -45,8 +60,11 @@ class RunSettings:
     step_size: float = 1.0
     adapt_step_size: bool = True
     adapt_metric: bool = True
-    dense_metric: bool = False
+    metric: Metric | None = None
+    estimator: MetricEstimator | None = None
     save_warmup: bool = False
+    thinning: int = 1
+    compile: Compile = "no"
 
 
 class Run:
@@ -61,8 +79,8 @@ class Run:
 
     Attributes:
         metric: the present metric.
-        step_size: the leapfrog step size that the last window found, `()`.
         draws: the recorder of draws; `warmup_draws` that of the warm-up.
+        concerns: why the program does not run on a higher rung, where it was to be compiled.
     """
 
     def __init__(
@@ -73,21 +91,29 @@ class Run:
         generator: Generator,
         settings: RunSettings,
     ) -> None:
-        chains, dim = position.shape
+        chains = len(position)
         self.algorithm, self.settings, self.generator = algorithm, settings, generator
-        self._log_density = log_density
         self._windows = warmup_windows(settings.warmup_steps, chains, adapt_metric=settings.adapt_metric)
         self._window = 0
-        self.metric = unit_metric(dim, dense=settings.dense_metric, like=position)
-        self.step_size = torch.tensor(settings.step_size, dtype=position.dtype, device=position.device)
-        self.draws = Recorder(chains, settings.num_samples, position.device)
+        self.metric: Metric = settings.metric or DiagonalMetric(torch.ones_like(position[0]))
+        self._no_draws: MetricEstimator = settings.estimator or PooledVariance.start(torch.zeros_like(position[0]))
+        self._estimator = self._no_draws
+        step_size = torch.tensor(settings.step_size, dtype=position.dtype, device=position.device)
+        self._adaptation = algorithm.adaptation(step_size, chains)
+        self.draws = Recorder(chains, settings.num_samples, position.device, settings.thinning)
         self.warmup_draws = Recorder(chains, settings.warmup_steps if settings.save_warmup else 0, position.device)
         self._in_window = torch.zeros(chains, dtype=torch.long, device=position.device)
         self._in_warmup = torch.zeros_like(self._in_window)
         self._diverged = torch.zeros_like(self._in_window)
-        self._acceptance = torch.zeros_like(self.step_size)
-        self._averaging = DualAveraging.start(self.step_size, self.num_chains)
-        self._covariance = PooledCovariance.start(dim, dense=settings.dense_metric, like=position)
+        self._acceptance = torch.zeros((), dtype=position.dtype, device=position.device)
+        self._ticks = 0  # in this window
+        self._pending: Any = None  # the randomness of the rest of the block
+        self.concerns: list[str] = []
+        self._log_density = self._traceable = log_density
+        if settings.compile != "no":
+            self._log_density = compiled = CompiledFunction(log_density, position, patient=settings.compile == "yes")
+            self._traceable, self.concerns = compiled.plain, compiled.reasons
+        self._program: Program | None = None
         self._state: State
         self._enter_window(position)
 
@@ -110,10 +136,10 @@ class Run:
 
     @property
     def transitions(self) -> int:
-        """Mean number of transitions so far, out of `warmup_steps + num_samples`."""
+        """Mean number of transitions so far, out of `warmup_steps + num_samples * thinning`."""
         warmup = self._in_warmup.clamp(max=self.settings.warmup_steps).double().mean()
-        sampling = self.draws.counts.clamp(max=self.settings.num_samples).double().mean()
-        return int(warmup + sampling)
+        most = self.settings.num_samples * self.settings.thinning
+        return int(warmup + self.draws.transitions.clamp(max=most).double().mean())
 
     @property
     def position(self) -> Tensor:
@@ -121,9 +147,9 @@ class Run:
         return self.metric.to_position(self._state.position)
 
     @property
-    def current_step_size(self) -> Tensor:
+    def step_size(self) -> Tensor:
         """The leapfrog step size of trajectories that start now, `()`."""
-        return self._averaging.step_size if self.warming_up and self.settings.adapt_step_size else self.step_size
+        return self._adaptation.step_size
 
     @property
     def mean_acceptance(self) -> float:
@@ -135,51 +161,101 @@ class Run:
         """Divergent transitions since the warm-up, `(chains,)`."""
         return self._diverged
 
+    @property
+    def rung(self) -> str:
+        """What runs the ticks: `"C"`, `"Inductor"`, `"traced"` or `"eager"`."""
+        return self._program.rung if self._program is not None else "eager"
+
     # -- running -----------------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
-        """Do a block of ticks. An exception, Ctrl-C included, leaves the run as it was before the block."""
+        """Do a block of ticks, or a part of one where ticks are slow.
+
+        An exception, Ctrl-C included, leaves the run as it was before.
+        """
         before = vars(self).copy()
-        draws, warmup_draws = self.draws.counts, self.warmup_draws.counts
+        draws, warmup_draws = self.draws.transitions, self.warmup_draws.transitions
         random_state = self.generator.get_state()
         try:
-            for _ in range(TICKS_PER_BLOCK):
-                self._tick()
-            if self.warming_up:
+            if self._pending is None:
+                position = self._state.position
+                ahead = position.expand(self._block_length(), *position.shape)
+                self._pending = self.algorithm.draw_randomness(ahead, self.generator)
+            self._part_of_block()
+            if self._pending is None and self.warming_up:
                 self._end_window_if_due()
         except BaseException:
             vars(self).update(before)
-            self.draws.counts, self.warmup_draws.counts = draws, warmup_draws
+            self.draws.transitions, self.warmup_draws.transitions = draws, warmup_draws
             self.generator.set_state(random_state)
             raise
 
-    def _tick(self) -> None:
-        adapting = self.warming_up and self.settings.adapt_step_size
-        self._state, info = self.algorithm.step(
-            self._density,
-            self._state,
-            self.algorithm.draw_randomness(self._state.position, self.generator),
-            self.algorithm.parameters(self.current_step_size, self.warming_up),
-        )
-        finished = info.done.sum()
-        mean = torch.where(info.done, info.acceptance_rate, 0).sum() / finished.clamp(min=1)
-        self._acceptance = torch.where(finished > 0, mean, self._acceptance)
-        values = {name: value for name, value in info._asdict().items() if name != "done"}
-        if not self.warming_up:
-            self.draws.record(info.done, {"position": self.position, **values})
-            kept = info.done & (self.draws.counts <= self.settings.num_samples)
-            self._diverged = self._diverged + (kept & info.diverging)
-            return
-        self._in_window = self._in_window + info.done
-        self._in_warmup = self._in_warmup + info.done
-        if self.settings.save_warmup:
-            self.warmup_draws.record(info.done, {"position": self.position, **values})
+    def _block_length(self) -> int:
+        """Ticks until the counters should be looked at again: a function of the run's state, so that runs repeat."""
+        if self.warming_up:
+            made = self._in_window
+            missing = int(max(self._windows[self._window].length - int(made.median()), 1) * _WINDOW_SHARE)
+        else:
+            made = self.draws.transitions
+            missing = self.settings.num_samples * self.settings.thinning - int(made.min())
+        ticks_to_transition = self._ticks * len(made) / max(int(made.sum()), 1) if self._ticks else _USUAL_TICKS
+        most = min(_MOST_TICKS, max(1, _MOST_NUMBERS // self._state.position.numel()))
+        return max(1, min(int(missing * ticks_to_transition) + 1, most))
+
+    def _tick(self, carry: Any, randomness: Any, constants: Any) -> tuple[Any, Any]:
+        """One tick, as a function of tensors: what a program repeats."""
+        (state, adaptation), (metric, warming_up, adapting) = carry, constants
+        density = whiten(metric, self._traceable)
+        parameters = self.algorithm.parameters(adaptation, warming_up)
+        new_state, info = self.algorithm.step(density, state, randomness, parameters)
         # A chain that is lost, or diverges wherever it goes, rejects in every tick: it would ruin the pool.
         sound = info.done & torch.isfinite(info.lp)
-        if adapting:
-            self._averaging = self._averaging.update(info.acceptance_rate, sound, self.algorithm.target_accept_prob)
+        adapted = adaptation.adapt(info, sound, self.algorithm.target_accept_prob)
+        adaptation = pytree.tree_map(lambda new, old: torch.where(adapting, new, old), adapted, adaptation)
+        return (new_state, adaptation), (info, new_state.position)
+
+    def _part_of_block(self) -> None:
+        flags = (self.warming_up, self.warming_up and self.settings.adapt_step_size)
+        constants = (self.metric, *(torch.tensor(flag, device=self._in_window.device) for flag in flags))
+        carry = (self._state, self._adaptation)
+        if self._program is None:
+            self._program = self._make_program(carry, pytree.tree_map(lambda x: x[0], self._pending), constants)
+        ahead = len(pytree.tree_leaves(self._pending)[0])
+        ticks = ahead if self._program.rung == "C" else min(ahead, _SLOW_TICKS)
+        randomness = pytree.tree_map(lambda x: x[:ticks], self._pending)
+        (self._state, self._adaptation), (info, whitened) = self._program(carry, randomness, constants)
+        self._pending = pytree.tree_map(lambda x: x[ticks:], self._pending) if ticks < ahead else None
+        self._ticks += ticks
+        self._record(info, whitened)
+
+    def _make_program(self, carry: Any, randomness: Any, constants: Any) -> Program:
+        if self.settings.compile == "no":
+            return EagerProgram(self._tick)
+        patient = self.settings.compile == "yes"
+        program, self.concerns = build_program(self._tick, carry, randomness, constants, patient=patient)
+        return program
+
+    def _record(self, info: Any, whitened: Tensor) -> None:
+        """Take in what the chains say of a block, `(ticks, chains, ...)`."""
+        done = info.done
+        ended = done.sum(0)
+        finished = int(ended.sum())
+        if finished:
+            self._acceptance = torch.where(done, info.acceptance_rate, 0).sum() / finished
+        values = {name: value for name, value in info._asdict().items() if name not in _NOT_RECORDED}
+        values["position"] = whitened
+        unwhiten = {"position": self.metric.to_position}
+        if not self.warming_up:
+            kept = self.draws.record(done, values, unwhiten)
+            self._diverged = self._diverged + (kept & info.diverging).sum(0)
+            return
+        self._in_window = self._in_window + ended
+        self._in_warmup = self._in_warmup + ended
+        if self.settings.save_warmup:
+            self.warmup_draws.record(done, values, unwhiten)
         if self._windows[self._window].renews_metric:
-            self._covariance = self._covariance.update(self.position, sound & ~info.diverging)
+            sound = done & torch.isfinite(info.lp) & ~info.diverging
+            self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
 
     def _end_window_if_due(self) -> None:
         """Windows end by the *median* count, so that no chain waits, and no lost one hurries the others.
@@ -194,46 +270,48 @@ class Run:
             return
         position = self.position
         if self.settings.adapt_step_size:
-            self.step_size = self._averaging.final_step_size
+            self._adaptation = self._adaptation.settled()
+        same_scale = True
         if window.renews_metric:
-            self.metric = self._covariance.metric()
+            old, self.metric = self.metric, self._estimator.metric()
+            ratio = (self.metric.variances / old.variances).log().abs()
+            same_scale = bool(ratio.max() < _SAME_SCALE)
+            if type(self.metric) is not type(old):
+                self._program = None  # another kind of metric makes another program
         self._window += 1
-        self._enter_window(position)
+        self._enter_window(position, same_scale)
 
-    def _enter_window(self, position: Tensor) -> None:
-        """Start fresh trajectories at `position`, with the present metric.
-
-        While adapting, with a new first step size.
-        """
+    def _enter_window(self, position: Tensor, same_scale: bool = False) -> None:
+        """Start fresh trajectories at `position`, with the present metric; while adapting, with a new step size."""
         whitened = self.metric.to_whitened(position)
-        self._density = self.metric.whiten(self._log_density)
+        density = whiten(self.metric, self._log_density)
         if self.warming_up and self.settings.adapt_step_size:
             momentum = normal(whitened.shape, whitened, self.generator)
-            self.step_size = reasonable_step_size(self._density, whitened, momentum, self.step_size)
-            self._averaging = DualAveraging.start(self.step_size, self.num_chains)
+            step_size = reasonable_step_size(density, whitened, momentum, self.step_size)
+            self._adaptation = self._adaptation.restarted(step_size, same_scale=same_scale)
         if self.warming_up and self._windows[self._window].renews_metric:
-            dim = position.shape[-1]
-            self._covariance = PooledCovariance.start(dim, dense=self.settings.dense_metric, like=position)
-        self._in_window = torch.zeros_like(self._in_window)
+            self._estimator = self._no_draws
+        self._in_window, self._ticks = torch.zeros_like(self._in_window), 0
+        warming_up = torch.tensor(self.warming_up, device=position.device)
         self._state = self.algorithm.init(
-            self._density,
+            density,
             whitened,
-            self.algorithm.parameters(self.step_size, self.warming_up),
+            self.algorithm.parameters(self._adaptation, warming_up),
             self.algorithm.draw_randomness(whitened, self.generator),
         )
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    _SAVED = ("_window", "step_size", "_in_window", "_in_warmup", "_diverged", "_acceptance")
+    _SAVED = ("_window", "_in_window", "_in_warmup", "_diverged", "_acceptance", "_ticks")
+    _TREES = ("metric", "_adaptation", "_estimator", "_state")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next block depends on, and the draws: tensors and numbers only."""
         return {
             **{name.lstrip("_"): getattr(self, name) for name in self._SAVED},
-            "metric": self.metric.scale,
-            "averaging": self._averaging._asdict(),
-            "covariance": self._covariance._asdict(),
-            "state": self._state._asdict(),
+            **{name.lstrip("_"): pytree.tree_leaves(getattr(self, name)) for name in self._TREES},
+            "pending": pytree.tree_leaves(self._pending) if self._pending is not None else [],
+            "metric_kind": type(self.metric).__name__,
             "draws": self.draws.state_dict(),
             "warmup_draws": self.warmup_draws.state_dict(),
             "random_state": self.generator.get_state(),
@@ -241,19 +319,23 @@ class Run:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved; the run goes on from there."""
-        device = self.step_size.device
-
-        def moved(fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: value.to(device) for name, value in fields.items()}
-
+        device = self._in_window.device
         for name in self._SAVED:
             value = saved[name.lstrip("_")]
             setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
-        self.metric = Metric(saved["metric"].to(device))
-        self._density = self.metric.whiten(self._log_density)
-        self._averaging = DualAveraging(**moved(saved["averaging"]))
-        self._covariance = PooledCovariance(**moved(saved["covariance"]))
-        self._state = self.algorithm.restore(**moved(saved["state"]))
+        kind = METRICS[saved["metric_kind"]]
+        if not isinstance(self.metric, kind):
+            self.metric, self._program = kind(*saved["metric"]), None
+        for name in self._TREES:
+            leaves = [leaf.to(device) for leaf in saved[name.lstrip("_")]]
+            setattr(self, name, pytree.tree_unflatten(leaves, pytree.tree_structure(getattr(self, name))))
+        pending = [leaf.to(device) for leaf in saved["pending"]]
+        like = self.algorithm.draw_randomness(self._state.position, self.generator)
+        self._pending = pytree.tree_unflatten(pending, pytree.tree_structure(like)) if pending else None
         self.draws.load_state_dict(saved["draws"])
         self.warmup_draws.load_state_dict(saved["warmup_draws"])
         self.generator.set_state(saved["random_state"].cpu())
+
+
+# What only the adaptation needs to know.
+_NOT_RECORDED = {"done", "criterion", "criterion_gradient"}

@@ -8,12 +8,15 @@ from torch import Tensor
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc.integrator import energy_error, hamiltonian, leapfrog
+from pyro_ebm.mcmc.protocols import Info
 
 # Hoffman and Gelman 2014, section 3.2.1.
 _SHRINKAGE, _STABILITY, _FORGETTING = 0.05, 10.0, 0.75
 _MAX_DOUBLINGS = 60
 # A chain below this acceptance does not move: it is where the density is broken, or the step far too long for it.
 _NEVER_ACCEPTS = 1e-3
+# The share of chains that must have tried a step size before it is judged.
+_QUORUM = 0.75
 
 
 def reasonable_step_size(log_density: LogDensity, position: Tensor, momentum: Tensor, start: Tensor) -> Tensor:
@@ -51,11 +54,13 @@ def reasonable_step_size(log_density: LogDensity, position: Tensor, momentum: Te
 
 
 class DualAveraging(NamedTuple):
-    """Nesterov's dual averaging of `log ε`, with one update when half of the chains have ended a transition.
+    """Nesterov's dual averaging of `log ε`, with one update when most of the chains have tried the present ε.
 
-    So its gain and lag are those of one chain, however many chains there are and however long their trajectories. An
-    update takes the mean over chains of what each accepted since the last: a chain that rejects everything ends a
-    transition in every tick, and must not outweigh the others. While such chains are a minority they are left out.
+    So its gain is that of one chain, however many chains there are and however long their trajectories. An update takes
+    the mean over chains of what each accepted. Trajectories that began with an earlier ε say nothing of the present one
+    and do not count; nor would it do to go by the chains that end first, which are those that accept least. A chain
+    that rejects everything ends a transition in every tick, and must not outweigh the others: while such chains are a
+    minority they are left out.
 
     Attributes:
         log_step_size: the present `log ε`.
@@ -65,6 +70,7 @@ class DualAveraging(NamedTuple):
         num_updates: updates made.
         acceptance_sum: of the transitions of each chain since the last update, `(chains,)`.
         transitions: their number, `(chains,)`.
+        stale: which chains are in a trajectory that began before the last update, `(chains,)`.
     """
 
     log_step_size: Tensor
@@ -74,6 +80,7 @@ class DualAveraging(NamedTuple):
     num_updates: Tensor
     acceptance_sum: Tensor
     transitions: Tensor
+    stale: Tensor
 
     @classmethod
     def start(cls, step_size: Tensor, num_chains: int) -> "DualAveraging":
@@ -84,18 +91,26 @@ class DualAveraging(NamedTuple):
         """
         zero, log_step = torch.zeros_like(step_size), step_size.log()
         nothing = zero.expand(num_chains)
-        return cls(log_step, log_step, log_step, zero, zero, nothing, nothing)
+        return cls(log_step, log_step, log_step, zero, zero, nothing, nothing, nothing > 0)
 
-    def update(self, acceptance: Tensor, done: Tensor, target: float) -> "DualAveraging":
-        """Take in the acceptance probabilities `(chains,)` of the chains that are `done`, `(chains,)`."""
-        acceptance_sum = self.acceptance_sum + torch.where(done, acceptance, 0)
-        transitions = self.transitions + done
+    def update(self, acceptance: Tensor, done: Tensor, target: float, *, delayed: bool = False) -> "DualAveraging":
+        """Take in the acceptance probabilities `(chains,)` of the chains that are `done`, `(chains,)`.
+
+        Args:
+            acceptance: of the transitions that ended.
+            done: which have.
+            target: what to adapt to.
+            delayed: whether what follows a transition that ends has begun before this update, with the present ε.
+        """
+        counted = done & ~self.stale
+        acceptance_sum = self.acceptance_sum + torch.where(counted, acceptance, 0)
+        transitions = self.transitions + counted
         reporting = transitions > 0
-        full = 2 * reporting.sum() >= done.shape[0]
+        full = reporting.sum() >= _QUORUM * done.shape[0]
         means = acceptance_sum / transitions.clamp(min=1)
         moving = reporting & (means > _NEVER_ACCEPTS)
-        counted = torch.where(2 * moving.sum() >= reporting.sum(), moving, reporting)
-        mean = torch.where(counted, means, 0).sum() / counted.sum().clamp(min=1)
+        heard = torch.where(2 * moving.sum() >= reporting.sum(), moving, reporting)
+        mean = torch.where(heard, means, 0).sum() / heard.sum().clamp(min=1)
         count = self.num_updates + 1
         weight = 1 / (count + _STABILITY)
         error = (1 - weight) * self.error + weight * (target - mean)
@@ -109,16 +124,24 @@ class DualAveraging(NamedTuple):
             num_updates=count,
             acceptance_sum=torch.zeros_like(acceptance_sum),
             transitions=torch.zeros_like(transitions),
+            stale=torch.ones_like(done) if delayed else torch.zeros_like(done),
         )
-        waiting = self._replace(acceptance_sum=acceptance_sum, transitions=transitions)
+        waiting = self._replace(acceptance_sum=acceptance_sum, transitions=transitions, stale=self.stale & ~done)
         return DualAveraging(*(torch.where(full, new, old) for new, old in zip(updated, waiting, strict=True)))
+
+    def adapt(self, info: Info, sound: Tensor, target: float) -> "DualAveraging":
+        """See `Adaptation`."""
+        return self.update(info.acceptance_rate, sound, target, delayed="n_steps" in info._asdict())
+
+    def settled(self) -> "DualAveraging":
+        """See `Adaptation`."""
+        return self._replace(log_step_size=self.log_average)
+
+    def restarted(self, step_size: Tensor, *, same_scale: bool) -> "DualAveraging":
+        """See `Adaptation`."""
+        return DualAveraging.start(step_size, len(self.transitions))
 
     @property
     def step_size(self) -> Tensor:
-        """The step size to use while adapting, `()`."""
+        """The present step size, `()`."""
         return self.log_step_size.exp()
-
-    @property
-    def final_step_size(self) -> Tensor:
-        """The step size to use afterwards, `()`."""
-        return self.log_average.exp()

@@ -1,0 +1,113 @@
+"""Builds C code to a shared library, once: later builds of the same code are found on disk."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-std=gnu11",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-fopenmp-simd",
+    "-w",
+)
+_VECTOR_MATH = ("-DVECTOR_MATH", "-Wl,--no-as-needed", "-lmvec", "-lm")
+
+
+class BuildError(Exception):
+    """There is no C compiler here, or it refuses the code."""
+
+
+def cache_folder() -> Path:
+    """Where builds are kept: `$PYRO_EBM_CACHE`, or `pyro_ebm` in the user's cache folder."""
+    given = os.environ.get("PYRO_EBM_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_ebm"
+
+
+@functools.cache
+def _compiler() -> tuple[str, str]:
+    """The C compiler and its version."""
+    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
+        path = shutil.which(name)
+        if path:
+            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            return path, version.stdout
+    raise BuildError("no C compiler (cc, gcc, clang or $CC) was found")
+
+
+@functools.cache
+def _processor() -> str:
+    """What `-march=native` depends on: code built for one machine must not run on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        import platform
+
+        return platform.processor()
+
+
+def build(source: str) -> ctypes.CDLL:
+    """The shared library of C code.
+
+    Raises:
+        BuildError: if there is no compiler, or it fails.
+    """
+    compiler, version = _compiler()
+    errors = ""
+    for extra in (_VECTOR_MATH, ("-lm",)):  # vector math is there with glibc
+        key = hashlib.sha256("\0".join([source, version, _processor(), *_FLAGS, *extra]).encode()).hexdigest()[:32]
+        library = cache_folder() / f"{key}.so"
+        try:
+            if not library.exists():
+                _compile(compiler, source, library, extra)
+            return ctypes.CDLL(str(library))
+        except (subprocess.CalledProcessError, OSError) as error:
+            errors = getattr(error, "stderr", None) or str(error)
+    raise BuildError(f"{compiler} failed: {errors[:500]}")
+
+
+def _compile(compiler: str, source: str, library: Path, extra: tuple[str, ...]) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        code, made = Path(folder) / "program.c", Path(folder) / "program.so"
+        code.write_text(source)
+        subprocess.run(
+            [compiler, *_FLAGS, str(code), "-o", str(made), *extra], check=True, capture_output=True, text=True
+        )
+        os.replace(made, library)  # in one step: another process may be building the same
+
+
+@functools.cache
+def linear_algebra() -> ctypes.Array[ctypes.c_void_p]:
+    """Pointers to torch's own matrix products.
+
+    Raises:
+        BuildError: if torch was built without them.
+    """
+    path = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        if (path / name).exists():
+            library = ctypes.CDLL(str(path / name))
+            try:
+                found = [ctypes.cast(getattr(library, f), ctypes.c_void_p).value for f in ("dgemm_", "sgemm_")]
+            except AttributeError:
+                break
+            return (ctypes.c_void_p * 2)(*found)
+    raise BuildError("torch's matrix products were not found")

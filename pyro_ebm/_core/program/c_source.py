@@ -1,0 +1,197 @@
+"""A traced step as the source of a C function that repeats it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from pyro_ebm._core.program import operations as operations  # registers its handlers
+from pyro_ebm._core.program.loops import Loop, LoopWriter, group
+from pyro_ebm._core.program.lowering import Lowering
+from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE
+from pyro_ebm._core.program.statements import Buffer, Operand, Statement, View, contiguous
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class CSource:
+    """C code for `carry, y = step(carry, x, constants)`, repeated.
+
+    Attributes:
+        text: the code, with the function `void run(void** memory, void** library, char* arena, int64_t repetitions)`.
+            `memory` points to the carry, the stacked x and the constants, then the stacked y, then `captured`.
+        arena_size: bytes of scratch memory.
+        captured: tensors that the graph holds.
+    """
+
+    text: str
+    arena_size: int
+    captured: tuple[Tensor, ...]
+
+
+def write_source(
+    graph_module: fx.GraphModule, carry: list[Tensor], x: list[Tensor], constants: list[Tensor]
+) -> tuple[CSource, list[Tensor]]:
+    """Lower a step, whose inputs are `[*carry, *x, *constants]` and whose outputs `[*carry, *y]`.
+
+    Returns:
+        The source, and the outputs at the example inputs.
+
+    Raises:
+        UnsupportedError: if the graph has an operation or dtype that C programs do not know.
+    """
+    lowering = Lowering(graph_module)
+    outputs: list[Tensor] = list(lowering.run(*carry, *x, *constants))
+    nodes = next(n for n in graph_module.graph.nodes if n.op == "output").args[0]
+    results = lowering.outputs(nodes)
+    for view in lowering.inputs[len(carry) + len(x) :]:
+        lowering.buffers[view.buffer].constant = True
+    y = [
+        lowering.copy(result, value.dtype, lowering.new_view(value.dtype, value.shape, "output"))
+        for result, value in zip(results[len(carry) :], outputs[len(carry) :], strict=True)
+    ]
+    _replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
+    statements, buffers = _live(lowering.statements, lowering.buffers), lowering.buffers
+    _mark_constant(statements, buffers)
+    once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
+    repeated = [i for i, s in enumerate(statements) if not buffers[s.target_view.buffer].constant]
+    loops = [group(statements, once), group(statements, repeated)]
+    code = [_write(statements, each, buffers) for each in loops]
+    arena, size = _arena(statements, loops, buffers)
+    memory = [*lowering.inputs, *y, *(contiguous(b, ()) for b in lowering.captured)]
+    stepping = [*range(len(carry), len(carry) + len(x)), *range(len(lowering.inputs), len(lowering.inputs) + len(y))]
+    pointers = [
+        f"{C_TYPES[buffers[v.buffer].dtype]}* b{v.buffer} = ({C_TYPES[buffers[v.buffer].dtype]}*)memory[{i}];"
+        for i, v in enumerate(memory)
+    ]
+    pointers += [
+        f"{C_TYPES[buffers[b].dtype]}* b{b} = ({C_TYPES[buffers[b].dtype]}*)(arena + {at});" for b, at in arena.items()
+    ]
+    advance = [f"b{memory[i].buffer} += {buffers[memory[i].buffer].numel};" for i in stepping]
+    text = "\n".join(
+        [
+            PREAMBLE,
+            "void run(void** memory, void** library, char* arena, int64_t repetitions) {",
+            "gemm_f64* dgemm = (gemm_f64*)library[0]; gemm_f32* sgemm = (gemm_f32*)library[1];",
+            "(void)dgemm; (void)sgemm;",
+            *pointers,
+            code[0],
+            "for (int64_t repetition = 0; repetition < repetitions; repetition++) {",
+            code[1],
+            *advance,
+            "}",
+            "}",
+            "",
+        ]
+    )
+    return CSource(text, size, tuple(lowering.captured.values())), outputs
+
+
+def _replace_carry(lowering: Lowering, old: list[View], new: list[View]) -> None:
+    """Copy the results over the carry, in place, once nothing reads it any more."""
+    inputs = {view.buffer for view in old}
+    new = [
+        lowering.copy(result, lowering.buffers[result.buffer].dtype)
+        if result.buffer in inputs and result != place
+        else result
+        for place, result in zip(old, new, strict=True)
+    ]
+    readers: dict[int, set[int]] = {}
+    for number, statement in enumerate(lowering.statements):
+        for view in statement.views():
+            readers.setdefault(view.buffer, set()).add(number)
+    for place, result in zip(old, new, strict=True):
+        if result != place:
+            dtype = lowering.buffers[place.buffer].dtype
+            statement = Statement(place.sizes, (Operand(result, dtype),), place, dtype)
+            statement.replaces = readers.get(place.buffer, set())
+            lowering.emit(statement)
+
+
+def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]:
+    """Drop what nothing reads, and renumber."""
+    read: set[int] = {b.index for b in buffers if b.role != "local"}
+    kept: list[int] = []
+    for number in range(len(statements) - 1, -1, -1):
+        statement = statements[number]
+        if statement.target_view.buffer in read:
+            kept.append(number)
+            read.update(view.buffer for view in statement.views())
+    kept.reverse()
+    number_of = {old: new for new, old in enumerate(kept)}
+    live = [statements[i] for i in kept]
+    for statement in live:
+        statement.after = {number_of[i] for i in statement.after if i in number_of}
+        statement.replaces = {number_of[i] for i in statement.replaces if i in number_of}
+    return live
+
+
+def _mark_constant(statements: list[Statement], buffers: list[Buffer]) -> None:
+    """Find what is the same in every repetition: it is computed once."""
+    for statement in statements:
+        buffers[statement.target_view.buffer].constant = buffers[statement.target_view.buffer].role == "local"
+    changed = True
+    while changed:
+        changed = False
+        for statement in statements:
+            target = buffers[statement.target_view.buffer]
+            if target.constant and not all(buffers[v.buffer].constant for v in statement.views()):
+                target.constant, changed = False, True
+
+
+def _write(statements: list[Statement], loops: list[Loop], buffers: list[Buffer]) -> str:
+    where: dict[int, set[int]] = {}
+    for number, loop in enumerate(loops):
+        for i in loop.statements:
+            for view in statements[i].views():
+                where.setdefault(view.buffer, set()).add(number)
+    text = []
+    for number, loop in enumerate(loops):
+        needed = {
+            s.target_view.buffer
+            for s in (statements[i] for i in loop.statements)
+            if buffers[s.target_view.buffer].role != "local"
+            or buffers[s.target_view.buffer].constant
+            or where.get(s.target_view.buffer, set()) - {number}
+        }
+        text.append(LoopWriter(statements, loop, buffers, needed).write())
+    return "\n".join(text)
+
+
+def _arena(statements: list[Statement], loops: list[list[Loop]], buffers: list[Buffer]) -> tuple[dict[int, int], int]:
+    """Offsets of local buffers in the scratch memory, in bytes; those not alive at once may share it."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    time = 0
+    for stage in loops:
+        for loop in stage:
+            for i in loop.statements:
+                for view in [*statements[i].views(), statements[i].target_view]:
+                    first.setdefault(view.buffer, time)
+                    last[view.buffer] = time
+            time += 1
+    free: list[tuple[int, int]] = []
+    busy: list[tuple[int, int, int]] = []
+    places: dict[int, int] = {}
+    end = 0
+    for index in sorted((b for b in first if buffers[b].role == "local"), key=lambda b: first[b]):
+        size = (
+            -(-buffers[index].numel * torch.empty(0, dtype=buffers[index].dtype).element_size() // _ALIGNMENT)
+            * _ALIGNMENT
+        )
+        free += [(at, length) for until, at, length in busy if until < first[index]]
+        busy = [each for each in busy if each[0] >= first[index]]
+        fitting = min((f for f in free if f[1] >= size), key=lambda f: f[1], default=None)
+        if fitting is None:
+            at, end = end, end + size
+        else:
+            free.remove(fitting)
+            at = fitting[0]
+            if fitting[1] > size:
+                free.append((at + size, fitting[1] - size))
+        places[index] = at
+        busy.append((time if buffers[index].constant else last[index], at, size))
+    return places, end

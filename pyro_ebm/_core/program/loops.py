@@ -1,0 +1,228 @@
+"""From statements to C: those over the same sizes share one loop, and hand their results on in registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyro_ebm._core.program.pointwise import C_TYPES
+from pyro_ebm._core.program.statements import Buffer, Indirect, Operand, Statement, View
+
+_FOLDS = {
+    "sum": "{0} + {1}",
+    "prod": "{0} * {1}",
+    "max": "MAXIMUM({0}, {1})",
+    "min": "MINIMUM({0}, {1})",
+    "or": "{0} | {1}",
+    "and": "{0} & {1}",
+}
+_SIMD_FOLDS = {"sum": "+", "prod": "*", "or": "|", "and": "&"}
+
+Access = tuple[int, int, tuple[tuple[int, int], ...]]
+
+
+def _trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in sizes if size != 1)
+
+
+@dataclass
+class Loop:
+    """Statements that share a loop nest over `sizes`; one opaque statement is a loop of its own."""
+
+    sizes: tuple[int, ...]
+    statements: list[int] = field(default_factory=list)
+
+
+def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
+    """Arrange statements in loops: each as early as its operands allow, in the company of others of its sizes."""
+    waiting, done, loops = list(chosen), set(range(len(statements))) - set(chosen), []
+    while waiting:
+        seed = next(i for i in waiting if statements[i].after <= done and statements[i].replaces - {i} <= done)
+        loop = Loop(_trimmed(statements[seed].sizes))
+        # What this loop writes: where, and whether a later statement of it may read it in the same place.
+        written: dict[int, Access | None] = {}
+        members: set[int] = set()
+        joined = True
+        while joined:
+            joined = False
+            for i in waiting:
+                if i not in members and _fits(statements, i, loop, members, done, written):
+                    members.add(i)
+                    loop.statements.append(i)
+                    joined = True
+                    statement = statements[i]
+                    plain = statement.fold is None and isinstance(statement.target, View)
+                    written[statement.target_view.buffer] = statement.target_view.access if plain else None
+                    if statement.code is not None:
+                        joined = False
+                        break
+            if loop.statements and statements[loop.statements[0]].code is not None:
+                break
+        loops.append(loop)
+        done |= members
+        waiting = [i for i in waiting if i not in members]
+    return loops
+
+
+def _fits(
+    statements: list[Statement],
+    number: int,
+    loop: Loop,
+    members: set[int],
+    done: set[int],
+    written: dict[int, Access | None],
+) -> bool:
+    statement = statements[number]
+    if statement.code is not None:
+        return not members and statement.after <= done and statement.replaces <= done
+    if _trimmed(statement.sizes) != loop.sizes or not statement.after <= done | members:
+        return False
+    if statement.target_view.buffer in written:  # a second writer waits
+        return False
+    for view in statement.views():
+        if view.buffer in written and written[view.buffer] != view.access:
+            return False
+    for reader in statement.replaces - {number} - done:
+        if reader not in members or any(
+            view.buffer == statement.target_view.buffer and view.access != statement.target_view.access
+            for view in statements[reader].views()
+        ):
+            return False
+    return True
+
+
+def _collapsed(views: list[View], sizes: tuple[int, ...]) -> tuple[tuple[int, ...], list[list[int]]]:
+    """Merge neighbouring dims along which every view steps evenly; returns sizes and the strides of each view."""
+    strides = [[s for size, s in zip(v.sizes, v.strides, strict=True) if size != 1] for v in views]
+    merged = list(sizes)
+    for dim in range(len(merged) - 2, -1, -1):
+        if all(each[dim] == each[dim + 1] * merged[dim + 1] for each in strides):
+            merged[dim] *= merged.pop(dim + 1)
+            for each in strides:
+                each.pop(dim)
+    return tuple(merged), strides
+
+
+class LoopWriter:
+    """Writes one loop nest in C.
+
+    Args:
+        statements: all statements.
+        loop: the loop.
+        buffers: all buffers.
+        needed: buffers whose values are read elsewhere; the others never leave the registers.
+    """
+
+    def __init__(self, statements: list[Statement], loop: Loop, buffers: list[Buffer], needed: set[int]) -> None:
+        self._members = [statements[i] for i in loop.statements]
+        self._buffers, self._needed = buffers, needed
+        self._names: dict[object, str] = {}
+        self._lines: list[str] = []
+        self._count = 0
+        views = [v for s in self._members for v in [*s.views(), s.target_view]]
+        self._sizes, strides = _collapsed(views, loop.sizes)
+        self._strides = {v.access: tuple(each) for v, each in zip(views, strides, strict=True)}
+
+    def write(self) -> str:
+        """The C code."""
+        if self._members[0].code is not None:
+            return self._opaque(self._members[0], self._members[0].code)
+        rank = len(self._sizes)
+        simple = all(isinstance(s.target, View) for s in self._members)
+        folds: list[tuple[Statement, int, str]] = []  # statement, rank of its result, name of its accumulator
+        before: list[str] = []
+        stores: list[str] = []
+        for statement in self._members:
+            value = self._value(statement)
+            kind = C_TYPES[statement.dtype]
+            if statement.fold is None:
+                if statement.target_view.buffer in self._needed:
+                    stores.append(f"{self._address(statement.target)} = {value};")
+                if isinstance(statement.target, View):
+                    self._names[statement.target.access] = value
+                continue
+            strides = self._strides[statement.target_view.access]
+            kept = next((d for d in range(rank, 0, -1) if strides[d - 1] != 0), 0)
+            if isinstance(statement.target, View) and statement.initial and all(strides[:kept]) and kept < rank:
+                name = self._new()
+                self._lines.append(f"{name} = ({kind})({_FOLDS[statement.fold].format(name, value)});")
+                folds.append((statement, kept, name))
+            else:
+                place = self._address(statement.target)
+                if statement.initial:
+                    count = self._buffers[statement.target_view.buffer].numel
+                    name = f"b{statement.target_view.buffer}"
+                    before.append(f"for (int64_t i = 0; i < {count}; i++) {name}[i] = {statement.initial};")
+                simple = simple and (rank == 0 or strides[-1] != 0)
+                stores.append(f"{place} = ({kind})({_FOLDS[statement.fold].format(place, value)});")
+        text = [*before]
+        for depth in range(rank + 1):
+            text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
+            if depth < rank:
+                if depth == rank - 1 and simple and self._sizes[-1] > 1:
+                    inner = [(s, name) for s, _, name in folds]
+                    clauses = "".join(
+                        f" reduction({_SIMD_FOLDS[s.fold or '']}:{name})" for s, name in inner if s.fold in _SIMD_FOLDS
+                    )
+                    if all(s.fold in _SIMD_FOLDS for s, _ in inner):
+                        text.append(f"\n#pragma omp simd{clauses}\n")
+                text.append(f"for (int64_t i{depth} = 0; i{depth} < {self._sizes[depth]}; i{depth}++) {{")
+        text += self._lines + stores
+        for depth in range(rank, -1, -1):
+            if depth < rank:
+                text.append("}")
+            text += [f"{self._address(s.target)} = {name};" for s, kept, name in folds if kept == depth]
+        return "{" + "\n".join(text) + "}"
+
+    def _new(self) -> str:
+        self._count += 1
+        return f"v{self._count}"
+
+    def _opaque(self, statement: Statement, code: str) -> str:
+        names = [self._pointer(o.source) for o in statement.operands if isinstance(o.source, View)]
+        return code.format(*names, out=self._pointer(statement.target_view))
+
+    def _pointer(self, view: View) -> str:
+        return f"(b{view.buffer} + {view.offset})"
+
+    def _index(self, view: View) -> str:
+        strides = self._strides[view.access]
+        terms = [f"i{d} * {s}" if s != 1 else f"i{d}" for d, s in enumerate(strides) if s != 0]
+        return " + ".join([*terms, *([str(view.offset)] if view.offset or not terms else [])])
+
+    def _address(self, place: View | Indirect) -> str:
+        if isinstance(place, View):
+            return f"b{place.buffer}[{self._index(place)}]"
+        terms = [self._index(place.view)]
+        for view, size, stride in place.indices:
+            index = self._load(view)
+            terms.append(f"({index} < 0 ? {index} + {size} : {index}) * {stride}")
+        return f"b{place.view.buffer}[{' + '.join(terms)}]"
+
+    def _load(self, source: View | Indirect) -> str:
+        key: object = source.access if isinstance(source, View) else source
+        if key not in self._names:
+            address = self._address(source)
+            buffer = self._buffers[source.buffer if isinstance(source, View) else source.view.buffer]
+            self._names[key] = name = self._new()
+            self._lines.append(f"const {C_TYPES[buffer.dtype]} {name} = {address};")
+        return self._names[key]
+
+    def _operand(self, operand: Operand) -> str:
+        if isinstance(operand.source, str):
+            return operand.source
+        name = self._load(operand.source)
+        view = operand.source if isinstance(operand.source, View) else operand.source.view
+        if self._buffers[view.buffer].dtype == operand.dtype:
+            return name
+        key = ("cast", name, operand.dtype)
+        if key not in self._names:
+            self._names[key] = cast = self._new()
+            test = " != 0" if C_TYPES[operand.dtype] == "uint8_t" else ""
+            self._lines.append(f"const {C_TYPES[operand.dtype]} {cast} = ({C_TYPES[operand.dtype]})({name}{test});")
+        return self._names[key]
+
+    def _value(self, statement: Statement) -> str:
+        expression = statement.expression.format(*(self._operand(o) for o in statement.operands))
+        name = self._new()
+        self._lines.append(f"const {C_TYPES[statement.dtype]} {name} = ({C_TYPES[statement.dtype]})({expression});")
+        return name

@@ -1,0 +1,136 @@
+"""The elementwise operations that a C program knows, as C expressions of their operands."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+aten = torch.ops.aten
+
+C_TYPES = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.bool: "uint8_t",
+    torch.uint8: "uint8_t",
+}
+
+
+def literal(value: float | int | bool, dtype: torch.dtype) -> str:
+    """A number as a C constant of a dtype."""
+    if not dtype.is_floating_point:
+        return f"(({C_TYPES[dtype]}){int(value)}LL)"
+    value = float(value)
+    if math.isnan(value):
+        text = "NAN"
+    elif math.isinf(value):
+        text = "INFINITY" if value > 0 else "-INFINITY"
+    else:
+        text = value.hex()
+    return f"(({C_TYPES[dtype]}){text})"
+
+
+def _call(name: str) -> Callable[..., str]:
+    """A function of the C library, whose single-precision name ends in f."""
+
+    def expression(dtype: torch.dtype, *operands: str) -> str:
+        return f"{name}{'f' if dtype == torch.float32 else ''}({', '.join(operands)})"
+
+    return expression
+
+
+def _format(template: str) -> Callable[..., str]:
+    def expression(dtype: torch.dtype, *operands: str) -> str:
+        return template.format(*operands, type=C_TYPES[dtype])
+
+    return expression
+
+
+# Operations whose operands are first cast to the dtype of the result. Comparisons cast to the operands' common dtype.
+ARITHMETIC: dict[str, Callable[..., str]] = {
+    "add": _format("{0} + {1}"),
+    "sub": _format("{0} - {1}"),
+    "mul": _format("{0} * {1}"),
+    "div": _format("{0} / {1}"),
+    "maximum": _format("MAXIMUM({0}, {1})"),
+    "minimum": _format("MINIMUM({0}, {1})"),
+    "clamp_min": _format("MAXIMUM({0}, {1})"),
+    "clamp_max": _format("MINIMUM({0}, {1})"),
+    "fmod": _call("fmod"),
+    "atan2": _call("atan2"),
+    "pow": _call("pow"),
+    "neg": _format("-{0}"),
+    "abs": _format("({0} < 0 ? -{0} : {0})"),
+    "sign": _format("({type})(({0} > 0) - ({0} < 0))"),
+    "sgn": _format("({type})(({0} > 0) - ({0} < 0))"),
+    "reciprocal": _format("1 / {0}"),
+    "square": _format("{0} * {0}"),
+    "relu": _format("MAXIMUM({0}, ({type})0)"),
+    "sqrt": _call("sqrt"),
+    "rsqrt": lambda dtype, x: f"1 / {_call('sqrt')(dtype, x)}",
+    "sigmoid": lambda dtype, x: f"1 / (1 + {_call('exp')(dtype, '-' + x)})",
+    "lgamma": _call("lgamma"),
+    "digamma": lambda dtype, x: f"({C_TYPES[dtype]})digamma({x})",
+    **{name: _call(name) for name in ("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "erf", "erfc")},
+    **{name: _call(name) for name in ("sin", "cos", "tan", "asin", "acos", "atan", "floor", "ceil", "trunc")},
+    **{name: _call(name) for name in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh")},
+    "round": _call("rint"),
+    "bitwise_and": _format("{0} & {1}"),
+    "bitwise_or": _format("{0} | {1}"),
+    "bitwise_xor": _format("{0} ^ {1}"),
+    "__and__": _format("{0} & {1}"),
+    "__or__": _format("{0} | {1}"),
+    "__xor__": _format("{0} ^ {1}"),
+    "__lshift__": _format("{0} << {1}"),
+    "__rshift__": _format("{0} >> {1}"),
+    "bitwise_left_shift": _format("{0} << {1}"),
+    "bitwise_right_shift": _format("{0} >> {1}"),
+}
+
+COMPARISONS: dict[str, Callable[..., str]] = {
+    "eq": _format("{0} == {1}"),
+    "ne": _format("{0} != {1}"),
+    "lt": _format("{0} < {1}"),
+    "le": _format("{0} <= {1}"),
+    "gt": _format("{0} > {1}"),
+    "ge": _format("{0} >= {1}"),
+    "isnan": _format("{0} != {0}"),
+    "isinf": _format("fabs((double){0}) == INFINITY"),
+    "isfinite": _format("fabs((double){0}) < INFINITY"),
+    "logical_and": _format("({0} != 0) & ({1} != 0)"),
+    "logical_or": _format("({0} != 0) | ({1} != 0)"),
+    "logical_xor": _format("({0} != 0) ^ ({1} != 0)"),
+    "logical_not": _format("{0} == 0"),
+}
+
+# What `bitwise_not` does depends on the dtype.
+COPIES = {"clone", "_to_copy", "copy", "lift_fresh_copy", "contiguous", "to"}
+ALIASES = {"detach", "alias", "lift_fresh", "detach_"}
+
+PREAMBLE = r"""
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#define MAXIMUM(a, b) ((a) != (a) ? (a) : ((a) > (b) ? (a) : (b)))
+#define MINIMUM(a, b) ((a) != (a) ? (a) : ((a) < (b) ? (a) : (b)))
+#ifdef VECTOR_MATH
+#define SIMD _Pragma("omp declare simd notinbranch")
+#define UNARY(f) SIMD double f(double); SIMD float f##f(float);
+UNARY(exp) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(sin) UNARY(cos) UNARY(tan) UNARY(tanh) UNARY(sinh) UNARY(cosh)
+UNARY(asin) UNARY(acos) UNARY(atan) UNARY(erf) UNARY(erfc)
+SIMD double pow(double, double); SIMD float powf(float, float);
+#endif
+typedef void gemm_f64(const char*, const char*, const int*, const int*, const int*, const double*, const double*,
+  const int*, const double*, const int*, const double*, double*, const int*);
+typedef void gemm_f32(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
+  const int*, const float*, const int*, const float*, float*, const int*);
+static double digamma(double x) {
+  double shift = 0;
+  if (x <= 0) { if (x == floor(x)) return NAN; shift = -M_PI / tan(M_PI * x); x = 1 - x; }
+  while (x < 10) { shift -= 1 / x; x += 1; }
+  double y = 1 / (x * x);
+  return shift + log(x) - 0.5 / x - y * (1.0 / 12 - y * (1.0 / 120 - y * (1.0 / 252 - y * (1.0 / 240 - y * (1.0 / 132
+    - y * (691.0 / 32760 - y / 12))))));
+}
+"""

@@ -1,0 +1,247 @@
+"""A step repeated: `carry, y = step(carry, x, constants)` for each x, on the highest rung of a ladder that holds it.
+
+The rungs, from the top: a C function that repeats the whole step (CPU); Inductor's kernels, called for each step; the
+traced graph; the function itself. All get the same random numbers from outside, so all give the same results up to
+rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from pyro_ebm._core.program.c_library import BuildError, build, linear_algebra
+from pyro_ebm._core.program.c_source import write_source
+from pyro_ebm._core.program.lowering import UnsupportedError
+from pyro_ebm._core.program.trace import trace
+
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+class Program(Protocol):
+    """A step that repeats itself."""
+
+    @property
+    def rung(self) -> str:
+        """What runs it: `"C"`, `"Inductor"`, `"traced"` or `"eager"`."""
+        ...
+
+    def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
+        """Repeat the step for each of the stacked `xs`, `(steps, ...)`.
+
+        Returns:
+            The last carry, in new memory, and the stacked y, `(steps, ...)`.
+        """
+        ...
+
+
+class EagerProgram:
+    """The function itself, called for each step."""
+
+    rung = "eager"
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
+        """See `Program`."""
+        flat, structure = pytree.tree_flatten(xs)
+        ys = []
+        for x in zip(*flat, strict=True):
+            carry, y = self._step(carry, pytree.tree_unflatten(x, structure), constants)
+            ys.append(y)
+        return carry, pytree.tree_map(lambda *each: torch.stack(each), *ys)
+
+
+class _Traced:
+    """A step as a graph over flat lists of tensors."""
+
+    def __init__(self, step: Step, carry: Any, x: Any, constants: Any) -> None:
+        parts = [pytree.tree_flatten(part) for part in (carry, x, constants)]
+        self.inputs = [[_own(leaf) for leaf in leaves] for leaves, _ in parts]  # no tensor stands twice
+        self.y_structure: Any = None
+        counts = [len(leaves) for leaves in self.inputs]
+
+        def flat(*leaves: Tensor) -> list[Tensor]:
+            at = 0
+            trees = []
+            for count, (_, structure) in zip(counts, parts, strict=True):
+                trees.append(pytree.tree_unflatten(leaves[at : at + count], structure))
+                at += count
+            new, y = step(*trees)
+            new_leaves, new_structure = pytree.tree_flatten(new)
+            if new_structure != parts[0][1]:
+                raise TypeError("a step must return a carry of the structure that it was given")
+            y_leaves, self.y_structure = pytree.tree_flatten(y)
+            return [*new_leaves, *y_leaves]
+
+        self.carry_structure = parts[0][1]
+        self.graph: fx.GraphModule = trace(flat, [leaf for leaves in self.inputs for leaf in leaves])
+
+    def leaves(self, tree: Any) -> list[Tensor]:
+        found: list[Tensor] = pytree.tree_leaves(tree)
+        return found
+
+    def result(self, carry: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[Any, Any]:
+        return pytree.tree_unflatten(carry, self.carry_structure), pytree.tree_unflatten(ys, self.y_structure)
+
+
+class GraphProgram:
+    """A compiled, or merely traced, step that is called for each x."""
+
+    def __init__(self, traced: _Traced, function: Callable[..., Sequence[Tensor]], rung: str) -> None:
+        self._traced, self._function, self.rung = traced, function, rung
+        self.graph = traced.graph
+
+    def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
+        """See `Program`."""
+        state, fixed = self._traced.leaves(carry), self._traced.leaves(constants)
+        stacked = self._traced.leaves(xs)
+        rows = []
+        for x in zip(*stacked, strict=True):
+            out = self._function(*state, *x, *fixed)
+            state = list(out[: len(state)])
+            rows.append(out[len(state) :])
+        return self._traced.result(state, [torch.stack(y) for y in zip(*rows, strict=True)])
+
+
+class CProgram:
+    """A C function that repeats the whole step.
+
+    Raises:
+        UnsupportedError: if the step has operations that C programs do not know.
+        BuildError: if it cannot be built, or does not agree with the graph.
+    """
+
+    rung = "C"
+
+    def __init__(self, traced: _Traced) -> None:
+        self._traced = traced
+        self.graph = traced.graph
+        carry, x, constants = traced.inputs
+        source, outputs = write_source(traced.graph, carry, x, constants)
+        self._function = build(source.text).run
+        self._function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]
+        self._function.restype = None
+        self._library = linear_algebra()
+        self._captured = source.captured
+        self._arena_size = source.arena_size
+        self._shapes = [(out.shape, out.dtype) for out in outputs[len(carry) :]]
+        self._check(outputs)
+
+    def _run(self, carry: list[Tensor], xs: list[Tensor], constants: list[Tensor], steps: int) -> list[Tensor]:
+        ys = [torch.empty((steps, *shape), dtype=dtype) for shape, dtype in self._shapes]
+        arena = torch.empty(self._arena_size + 64, dtype=torch.uint8)
+        start = -(-arena.data_ptr() // 64) * 64
+        given = [*carry, *xs, *constants, *ys, *self._captured]
+        memory = (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given))
+        self._function(memory, self._library, start, steps)
+        return ys
+
+    def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
+        """See `Program`."""
+        new = [_own(leaf) for leaf in self._traced.leaves(carry)]
+        stacked = [x.contiguous() for x in self._traced.leaves(xs)]
+        fixed = [leaf.contiguous() for leaf in self._traced.leaves(constants)]
+        ys = self._run(new, stacked, fixed, stacked[0].shape[0])
+        return self._traced.result(new, ys)
+
+    def _check(self, outputs: list[Tensor]) -> None:
+        """The program must say what the graph says."""
+        carry, x, constants = self._traced.inputs
+        carry = [_own(leaf) for leaf in carry]
+        ys = self._run(carry, x, constants, 1)
+        for found, expected in zip([*carry, *(y[0] for y in ys)], outputs, strict=True):
+            scale = expected.double().nan_to_num(0, 0, 0).abs().max() if expected.numel() else 0
+            tolerance = 1e-8 if expected.dtype == torch.float64 else 1e-3
+            if not torch.allclose(
+                found.double(), expected.double(), tolerance, float(tolerance * scale), equal_nan=True
+            ):
+                raise BuildError("the C program does not agree with the graph that it was made of")
+
+
+def _inductor(traced: _Traced) -> GraphProgram:
+    import torch._inductor
+
+    inputs: list[Any] = [leaf for leaves in traced.inputs for leaf in leaves]
+    compiled = torch._inductor.standalone_compile(traced.graph, inputs, dynamic_shapes="from_example_inputs")
+    compiled(*inputs)
+    return GraphProgram(traced, compiled, "Inductor")
+
+
+def build_program(
+    step: Step, carry: Any, x: Any, constants: Any, *, patient: bool = True
+) -> tuple[EagerProgram | GraphProgram | CProgram, list[str]]:
+    """Compile a step at example arguments, on the highest rung that holds.
+
+    Args:
+        step: `(carry, x, constants) -> (carry, y)`, each a tree of tensors.
+        carry: an example.
+        x: an example.
+        constants: what stays the same over the repetitions of one call.
+        patient: whether to try compilers that take long.
+
+    Returns:
+        The program, and why each higher rung did not hold.
+    """
+    reasons: list[str] = []
+    with torch.no_grad():
+        try:
+            traced = _Traced(step, carry, x, constants)
+        except Exception as error:  # a tracer meets whatever the step does
+            return EagerProgram(step), [f"it cannot be traced: {_first_line(error)}"]
+        if all(leaf.device.type == "cpu" for leaves in traced.inputs for leaf in leaves):
+            try:
+                return CProgram(traced), reasons
+            except (UnsupportedError, BuildError) as error:
+                reasons.append(f"not as C: {_first_line(error)}")
+        if patient:
+            try:
+                return _inductor(traced), reasons
+            except Exception as error:  # the compiler has many ways to fail
+                reasons.append(f"not by Inductor: {_first_line(error)}")
+        return GraphProgram(traced, traced.graph, "traced"), reasons
+
+
+class CompiledFunction:
+    """A function of one tensor, compiled at the shape and dtype of an example.
+
+    Args:
+        function: from a tensor to a tuple of tensors.
+        example: an argument.
+        patient: whether to try compilers that take long.
+
+    Attributes:
+        plain: the function as it may be used in a step that is to be compiled.
+        reasons: why each higher rung did not hold.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any], example: Tensor, *, patient: bool = True) -> None:
+        def step(carry: Any, x: Any, constants: Any) -> tuple[Any, Any]:
+            return carry, function(x)
+
+        self.plain: Callable[[Tensor], Any] = function
+        self._program, self.reasons = build_program(step, (), example, (), patient=patient)
+        if not isinstance(self._program, EagerProgram):
+            graph = self._program.graph
+            self.plain = lambda x: tuple(graph(x))
+
+    def __call__(self, x: Tensor) -> Any:
+        """The function's results."""
+        _, results = self._program((), x.unsqueeze(0), ())
+        return tuple(y[0] for y in results)
+
+
+def _own(leaf: Tensor) -> Tensor:
+    """A contiguous copy."""
+    return leaf.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
