@@ -33,9 +33,24 @@ from pyro_ebm.energies import (
     minimize,
     mixture,
 )
-from pyro_ebm.infer import HMC, MALA, MCMC, NUTS, ChEES, Langevin, to_arviz
+from pyro_ebm.infer import (
+    HMC,
+    MALA,
+    MCLMC,
+    MCMC,
+    NUTS,
+    AdjustedMCLMC,
+    Barker,
+    ChEES,
+    Langevin,
+    RandomWalk,
+    UnderdampedLangevin,
+    to_arviz,
+)
 
 __all__ = [
+    "AdjustedMCLMC",
+    "Barker",
     "BatchingError",
     "ChEES",
     "Descent",
@@ -52,12 +67,14 @@ __all__ = [
     "InitializationError",
     "Langevin",
     "MALA",
+    "MCLMC",
     "MCMC",
     "MixtureEnergy",
     "NUTS",
     "NeuralEnergy",
     "Normalizer",
     "QuadraticEnergy",
+    "RandomWalk",
     "ReferenceEnergy",
     "Ring",
     "Rosenbrock",
@@ -65,6 +82,7 @@ __all__ = [
     "SamplingWarning",
     "ScaledEnergy",
     "SumEnergy",
+    "UnderdampedLangevin",
     "UnnormalizedError",
     "UnnormalizedObservationError",
     "correlated_gaussian",

@@ -1,10 +1,27 @@
 """The seam to Pyro's models: batched inference for any of them, in Pyro's own words."""
 
 from pyro_ebm.infer.arviz import to_arviz
+from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
 from pyro_ebm.infer.hmc import HMC
 from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
+from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
 from pyro_ebm.infer.nuts import NUTS
+from pyro_ebm.infer.random_walk import RandomWalk
+from pyro_ebm.infer.underdamped import UnderdampedLangevin
 
-__all__ = ["ChEES", "HMC", "MALA", "MCMC", "NUTS", "Langevin", "to_arviz"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "MCLMC",
+    "MCMC",
+    "NUTS",
+    "AdjustedMCLMC",
+    "Barker",
+    "ChEES",
+    "Langevin",
+    "RandomWalk",
+    "UnderdampedLangevin",
+    "to_arviz",
+]

@@ -98,7 +98,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         moving_velocity=unit(randomness.noise),
         moving_gradient=gradient,
         kinetic_energy=torch.zeros_like(value),
-        remaining=hmc._length(randomness.uniform[1], parameters),
+        remaining=hmc.jittered_steps(randomness.uniform[1], parameters),
         n_steps=torch.zeros_like(value, dtype=torch.long),
     )
 
@@ -137,6 +137,6 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         moving_velocity=choose(done, unit(randomness.noise), velocity),
         moving_gradient=choose(done, draw_gradient, gradient),
         kinetic_energy=kinetic.masked_fill(done, 0),
-        remaining=choose(done, hmc._length(randomness.uniform[1], parameters), remaining),
+        remaining=choose(done, hmc.jittered_steps(randomness.uniform[1], parameters), remaining),
         n_steps=n_steps.masked_fill(done, 0),
     ), info

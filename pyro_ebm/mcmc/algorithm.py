@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm.mcmc import chees, hmc, langevin, nuts
+from pyro_ebm.mcmc import adjusted_mclmc, barker, chees, hmc, langevin, mclmc, nuts, random_walk, underdamped
 from pyro_ebm.mcmc.chees import LengthAdaptation
 from pyro_ebm.mcmc.protocols import Adaptation, Info, State
 from pyro_ebm.mcmc.step_size import DualAveraging
@@ -112,3 +112,112 @@ def langevin_algorithm(*, metropolis: bool, target_accept_prob: float) -> Algori
 
 def _langevin_parameters(metropolis: bool, adaptation: Adaptation, warming_up: Tensor) -> langevin.Parameters:
     return langevin.Parameters(0.5 * adaptation.step_size.square(), warming_up | metropolis)
+
+
+def underdamped_algorithm(*, friction: float, metropolis: bool, target_accept_prob: float) -> Algorithm:
+    """Underdamped Langevin dynamics, with the Metropolis correction or without: see `underdamped`.
+
+    The warm-up is always corrected, as for `langevin_algorithm`.
+    """
+    return Algorithm(
+        name="Generalized HMC" if metropolis else "Underdamped Langevin",
+        init=underdamped.init,
+        draw_randomness=underdamped.draw_randomness,
+        step=underdamped.step,
+        adaptation=DualAveraging.start,
+        parameters=partial(_underdamped_parameters, friction, metropolis),
+        target_accept_prob=target_accept_prob,
+    )
+
+
+def _underdamped_parameters(
+    friction: float, metropolis: bool, adaptation: Adaptation, warming_up: Tensor
+) -> underdamped.Parameters:
+    step_size = adaptation.step_size
+    return underdamped.Parameters(step_size, torch.full_like(step_size, friction), warming_up | metropolis)
+
+
+def barker_algorithm(*, target_accept_prob: float = 0.4) -> Algorithm:
+    """The Barker proposal: see `barker`."""
+    return Algorithm(
+        name="Barker",
+        init=barker.init,
+        draw_randomness=barker.draw_randomness,
+        step=barker.step,
+        adaptation=DualAveraging.start,
+        parameters=_barker_parameters,
+        target_accept_prob=target_accept_prob,
+    )
+
+
+def _barker_parameters(adaptation: Adaptation, _: Tensor) -> barker.Parameters:
+    return barker.Parameters(adaptation.step_size)
+
+
+def random_walk_algorithm(*, target_accept_prob: float = 0.234) -> Algorithm:
+    """Random-walk Metropolis: see `random_walk`."""
+    return Algorithm(
+        name="Random walk",
+        init=random_walk.init,
+        draw_randomness=random_walk.draw_randomness,
+        step=random_walk.step,
+        adaptation=DualAveraging.start,
+        parameters=_random_walk_parameters,
+        target_accept_prob=target_accept_prob,
+    )
+
+
+def _random_walk_parameters(adaptation: Adaptation, _: Tensor) -> random_walk.Parameters:
+    return random_walk.Parameters(adaptation.step_size)
+
+
+def mclmc_algorithm(*, decoherence_length: float, target_accept_prob: float) -> Algorithm:
+    """Microcanonical Langevin Monte Carlo, without correction: see `mclmc`.
+
+    Its lengths are in units of `√dim`, the size of a standard normal: so step sizes are those of other samplers.
+    """
+    return Algorithm(
+        name="MCLMC",
+        init=_BySize(mclmc.init),
+        draw_randomness=mclmc.draw_randomness,
+        step=_BySize(mclmc.step),
+        adaptation=DualAveraging.start,
+        parameters=partial(_mclmc_parameters, decoherence_length),
+        target_accept_prob=target_accept_prob,
+    )
+
+
+def _mclmc_parameters(decoherence_length: float, adaptation: Adaptation, _: Tensor) -> mclmc.Parameters:
+    return mclmc.Parameters(adaptation.step_size, torch.full_like(adaptation.step_size, decoherence_length))
+
+
+def adjusted_mclmc_algorithm(*, trajectory_length: float, target_accept_prob: float) -> Algorithm:
+    """Metropolis-adjusted microcanonical dynamics: see `adjusted_mclmc`; lengths as in `mclmc_algorithm`."""
+    return Algorithm(
+        name="Adjusted MCLMC",
+        init=_BySize(adjusted_mclmc.init),
+        draw_randomness=adjusted_mclmc.draw_randomness,
+        step=_BySize(adjusted_mclmc.step),
+        adaptation=DualAveraging.start,
+        parameters=partial(_hmc_parameters, trajectory_length, 0),
+        target_accept_prob=target_accept_prob,
+    )
+
+
+@dataclass(frozen=True)
+class _BySize:
+    """A microcanonical sampler's `init` or `step`, with the lengths among its parameters in units of `√dim`."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, log_density: LogDensity, chains: Any, *rest: Any) -> Any:
+        position = chains if isinstance(chains, Tensor) else chains.position
+        return self.function(log_density, chains, *(self._scaled(each, position.shape[-1]) for each in rest))
+
+    def _scaled(self, argument: Any, dim: int) -> Any:
+        if isinstance(argument, mclmc.Parameters):
+            return mclmc.Parameters(*(length * dim**0.5 for length in argument))
+        if isinstance(argument, hmc.Parameters):
+            step_size, length, num_steps = argument
+            return hmc.Parameters(step_size * dim**0.5, length * dim**0.5, num_steps)
+        return argument

@@ -85,7 +85,8 @@ def draw_randomness(position: Tensor, generator: Generator) -> Randomness:
     return Randomness(normal(shape, position, generator), uniform((*shape[:-2], 2, shape[-2]), position, generator))
 
 
-def _length(jitter: Tensor, parameters: Parameters) -> Tensor:
+def jittered_steps(jitter: Tensor, parameters: Parameters) -> Tensor:
+    """The number of steps of each trajectory, `(chains,)`, of uniform numbers `(chains,)`."""
     jittered = (2 * jitter * parameters.trajectory_length / parameters.step_size).ceil()
     jittered = torch.where(torch.isfinite(jittered), jittered, 1).clamp(1, MAX_NUM_STEPS).long()
     return torch.where(parameters.num_steps > 0, parameters.num_steps, jittered)
@@ -103,7 +104,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         moving_position=position,
         moving_momentum=randomness.momentum,
         moving_gradient=gradient,
-        remaining=_length(randomness.uniform[1], parameters),
+        remaining=jittered_steps(randomness.uniform[1], parameters),
         n_steps=torch.zeros(value.shape, dtype=torch.long, device=position.device),
     )
 
@@ -147,6 +148,6 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         moving_position=choose(done, draw, position),
         moving_momentum=choose(done, randomness.momentum, momentum),
         moving_gradient=choose(done, draw_gradient, gradient),
-        remaining=choose(done, _length(randomness.uniform[1], parameters), remaining),
+        remaining=choose(done, jittered_steps(randomness.uniform[1], parameters), remaining),
         n_steps=n_steps.masked_fill(done, 0),
     ), info

@@ -1,0 +1,66 @@
+"""Microcanonical samplers for Pyro models: with the Metropolis correction, and without."""
+
+import math
+from dataclasses import dataclass, field
+
+from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.mcmc.algorithm import Algorithm, adjusted_mclmc_algorithm, mclmc_algorithm
+
+
+@dataclass(eq=False)
+class MCLMC(Kernel):
+    """Microcanonical Langevin Monte Carlo: a chain of constant speed, unadjusted, one gradient for each draw.
+
+    Every move is made, so that draws have a bias that shrinks with the step size: `acceptance_rate` in the diagnostics
+    is what a correction would have accepted, and the closer to one, the smaller the bias. Use `AdjustedMCLMC` for
+    exact draws. The model must have two dimensions or more.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes.
+        decoherence_length: the length after which the direction is forgotten, in units of `√dim`, the size of a
+            standard normal in the coordinates of the metric.
+
+    References:
+        Robnik, De Luca, Silverstein and Seljak 2023, Microcanonical Hamiltonian Monte Carlo.
+        Robnik and Seljak 2024, Fluctuation without dissipation: microcanonical Langevin Monte Carlo.
+    """
+
+    decoherence_length: float = field(default=1.0, kw_only=True)
+    target_accept_prob: float = field(default=0.95, kw_only=True)
+
+    def check(self) -> None:
+        """Check the arguments of this kernel's own."""
+        self._require("decoherence_length", self.decoherence_length > 0, "a positive number")
+
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+        return mclmc_algorithm(decoherence_length=self.decoherence_length, target_accept_prob=self.target_accept_prob)
+
+
+@dataclass(eq=False)
+class AdjustedMCLMC(Kernel):
+    """Microcanonical dynamics in trajectories of jittered length, accepted or rejected: exact.
+
+    The model must have two dimensions or more.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes.
+        trajectory_length: mean length of a trajectory, in units of `√dim`, the size of a standard normal in the
+            coordinates of the metric.
+
+    References:
+        Robnik, Cohn-Gordon and Seljak 2025, Metropolis adjusted microcanonical Hamiltonian Monte Carlo.
+    """
+
+    trajectory_length: float = field(default=math.pi / 2, kw_only=True)
+    target_accept_prob: float = field(default=0.9, kw_only=True)
+
+    def check(self) -> None:
+        """Check the arguments of this kernel's own."""
+        self._require("trajectory_length", self.trajectory_length > 0, "a positive number")
+
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+        return adjusted_mclmc_algorithm(
+            trajectory_length=self.trajectory_length, target_accept_prob=self.target_accept_prob
+        )

@@ -1,0 +1,27 @@
+"""Random-walk Metropolis for Pyro models: the baseline."""
+
+from dataclasses import dataclass, field
+
+from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.mcmc.algorithm import Algorithm, random_walk_algorithm
+
+
+@dataclass(eq=False)
+class RandomWalk(Kernel):
+    """Random-walk Metropolis: exact, without use of the gradient; a baseline, and for few dimensions.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes.
+
+    References:
+        Roberts, Gelman and Gilks 1997, Weak convergence and optimal scaling of random walk Metropolis algorithms.
+    """
+
+    target_accept_prob: float = field(default=0.234, kw_only=True)
+
+    def check(self) -> None:
+        """There are no arguments of this kernel's own."""
+
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+        return random_walk_algorithm(target_accept_prob=self.target_accept_prob)

@@ -1,0 +1,39 @@
+"""Underdamped Langevin samplers for Pyro models: with the Metropolis correction, and without."""
+
+from dataclasses import dataclass, field
+
+from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.mcmc.algorithm import Algorithm, underdamped_algorithm
+
+
+@dataclass(eq=False)
+class UnderdampedLangevin(Kernel):
+    """Langevin dynamics with momentum, which a friction makes forget: one gradient for each draw.
+
+    The momentum carries chains along where overdamped Langevin dynamics (`MALA`, `Langevin`) diffuse. Without the
+    correction every move is made (BAOAB), and draws have a bias that shrinks with the step size; the warm-up is
+    corrected all the same, as for `Langevin`.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes.
+        friction: γ, in units of the metric: the momentum is forgotten in a time `1/γ`.
+        metropolis: whether moves are accepted or rejected (generalised HMC: exact), or always made.
+
+    References:
+        Leimkuhler and Matthews 2013, Rational construction of stochastic numerical methods for molecular sampling.
+        Horowitz 1991, A generalized guided Monte Carlo algorithm.
+    """
+
+    friction: float = field(default=1.0, kw_only=True)
+    metropolis: bool = field(default=True, kw_only=True)
+    target_accept_prob: float = field(default=0.95, kw_only=True)
+
+    def check(self) -> None:
+        """Check the arguments of this kernel's own."""
+        self._require("friction", self.friction > 0, "a positive number")
+
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+        return underdamped_algorithm(
+            friction=self.friction, metropolis=self.metropolis, target_accept_prob=self.target_accept_prob
+        )
