@@ -26,6 +26,8 @@ class EnergyTarget:
         EnergySupportError: if its support is discrete.
     """
 
+    compilable = True
+
     def __init__(self, distribution: EnergyDistribution) -> None:
         self._distribution = distribution
         self._transform = unconstraining(distribution.support, f'site "{SITE}"')

@@ -28,7 +28,6 @@ _PROGRESS_SECONDS = 0.1
 # A build takes as long as about so many transitions without it. It goes by number, not by the clock, so that the same
 # seed makes the same draws.
 _WORTH_COMPILING = 200
-_COMPILE: dict[object, Compile] = {"auto": "no", True: "yes", False: "no"}
 
 
 class MCMC:
@@ -181,7 +180,6 @@ class MCMC:
 
     def _make_run(self, target: Target, position: Tensor) -> Run:
         metric, estimator = self.kernel.masses(target.raveler, target.like, self.num_chains, self.warmup_steps)
-        length = self.warmup_steps + self.num_samples * self.thinning
         settings = RunSettings(
             num_samples=self.num_samples,
             warmup_steps=self.warmup_steps,
@@ -192,9 +190,17 @@ class MCMC:
             estimator=estimator,
             save_warmup=self.save_warmup,
             thinning=self.thinning,
-            compile="fast" if self.compile == "auto" and length >= _WORTH_COMPILING else _COMPILE[self.compile],
+            compile=self._how_to_compile(target),
         )
         return Run(self.kernel.algorithm(), target.log_density, position, seeded_generator(position.device), settings)
+
+    def _how_to_compile(self, target: Target) -> Compile:
+        if not target.compilable or self.compile is False:
+            return "no"
+        if self.compile is True:
+            return "yes"
+        length = self.warmup_steps + self.num_samples * self.thinning
+        return "fast" if length >= _WORTH_COMPILING else "no"
 
     def _drive(self) -> None:
         run = self._require_run()

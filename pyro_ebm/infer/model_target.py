@@ -6,6 +6,7 @@ import functools
 import linecache
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -14,11 +15,14 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from pyro_ebm._core.errors import BatchingError
+from pyro_ebm._core.errors import BatchingError, SamplingWarning
+from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.supports import same_support, unconstraining
+from pyro_ebm.infer.enumeration import Place, enumerated_log_joint, vmap_safe
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.messengers import LogJoint, Pointwise
 from pyro_ebm.infer.structure import LatentSite, read_structure, trace_model
@@ -41,13 +45,19 @@ class ModelTarget:
         model: the model.
         args: its arguments; `kwargs` likewise.
 
+    A model that vmap cannot batch is run chain by chain, with a warning that says why. Discrete sites are summed out.
+
+    Attributes:
+        compilable: whether the density is one program of tensors, and not a chain of Python decisions.
+
     Raises:
-        BatchingError: if the model has discrete or subsampled sites, randomness of its own, no latent site, or cannot
-            be run under vmap.
+        BatchingError: if the model has subsampled sites, discrete ones that cannot be enumerated, randomness of its
+            own, or no latent site.
         UnnormalizedError: if a density lacks a log Z that is not a constant here.
     """
 
-    _handler: LogJoint | None = None
+    _handler: LogJoint | Place | None = None
+    compilable = True
 
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
@@ -79,26 +89,41 @@ class ModelTarget:
         return handler
 
     def _log_joint(self, flat: Tensor) -> Tensor:
-        handler = LogJoint(self._sites(flat))
-        self._handler = handler
-        total: Tensor = self._run(handler).total
-        return total.to(flat.dtype)
+        if self.structure.enumerated:
+            self._handler = place = Place(self._sites(flat))
+            nesting = self.structure.max_plate_nesting
+            total = enumerated_log_joint(self._model, self._args, self._kwargs, place, nesting)
+            return total.to(flat.dtype)
+        self._handler = handler = LogJoint(self._sites(flat))
+        joint: Tensor = self._run(handler).total
+        return joint.to(flat.dtype)
 
     def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
-        batched = torch.func.vmap(torch.func.grad_and_value(self._log_joint), randomness="error")
+        evaluate = self._batched_density if self.compilable else self._density_by_chain
         try:
-            with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+            with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), vmap_safe():
                 try:
-                    gradient, value = batched(position)
+                    return evaluate(position)
                 except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                     with NanCholesky():
-                        gradient, value = batched(position)
+                        return evaluate(position)
         except (RuntimeError, ValueError) as error:
             self._explain(error)
         finally:
             self._handler = None
+
+    def _batched_density(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, value = torch.func.vmap(torch.func.grad_and_value(self._log_joint), randomness="error")(position)
         return value, gradient
+
+    def _density_by_chain(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        values, gradients = [], []
+        for row in position:
+            value, gradient = value_and_gradient(self._log_joint, row)
+            values.append(value)
+            gradients.append(gradient)
+        return torch.stack(values), torch.stack(gradients)
 
     def constrain(self, position: Tensor) -> dict[str, Tensor]:
         """Unconstrained `(*lead, dim)` to values by site, `(*lead, *shape)`."""
@@ -115,7 +140,12 @@ class ModelTarget:
         return {name: value.reshape((*lead, *value.shape[1:])) for name, value in found.items()}
 
     def pointwise(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Deterministic sites and log likelihoods at values `(draws, *shape)`, each `(draws, ...)`."""
+        """Deterministic sites and log likelihoods at values `(draws, *shape)`, each `(draws, ...)`.
+
+        Where discrete sites are summed out there are none: both depend on them.
+        """
+        if self.structure.enumerated:
+            return {}, {}
 
         def evaluate(one: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             handler = self._run(Pointwise(one))
@@ -125,8 +155,13 @@ class ModelTarget:
         return deterministics, log_likelihood
 
     def _batched(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-            return torch.func.vmap(function, randomness="error", chunk_size=_CHUNK)(argument)
+        with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), vmap_safe():
+            if self.compilable:
+                return torch.func.vmap(function, randomness="error", chunk_size=_CHUNK)(argument)
+            rows = zip(*pytree.tree_leaves(argument), strict=True)
+            structure = pytree.tree_structure(argument)
+            results = [function(pytree.tree_unflatten(row, structure)) for row in rows]
+            return pytree.tree_map(lambda *each: torch.stack(each), *results)
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -178,7 +213,12 @@ class ModelTarget:
         return all(same_support(here[name].support, other[name].support) for name in here)
 
     def _probe(self) -> None:
-        self.log_density(torch.stack([self.like, self.like]))
+        try:
+            self.log_density(torch.stack([self.like, self.like]))
+        except _VmapError as error:
+            self.compilable = False
+            self.log_density(self.like.unsqueeze(0))
+            warnings.warn(f"{error} Until then it is run chain by chain, slowly.", SamplingWarning, stacklevel=2)
 
     def _explain(self, error: Exception) -> NoReturn:
         """Turn what vmap says into the site, the line and the way out."""
@@ -192,17 +232,20 @@ class ModelTarget:
                 "Draw it before the run and pass it as an argument, or put dropout layers in eval mode."
             ) from error
         if "data-dependent" in text or ".item()" in text or "have storage" in text:
-            raise BatchingError(
+            raise _VmapError(
                 f"{where}: got a Python branch, .item() or NumPy call that depends on a sampled value, expected one "
-                "program for all chains. Use torch.where(condition, a, b) instead of if, and keep tensors as tensors; "
-                "or sample with pyro.infer.MCMC, one chain at a time."
+                "program for all chains. Use torch.where(condition, a, b) instead of if, and keep tensors as tensors."
             ) from error
         if "vmap" in text:
-            raise BatchingError(
+            raise _VmapError(
                 f"{where}: the model cannot be run for many chains at once: {text.splitlines()[0]} Write that step "
-                "without in-place or boolean-mask operations, or sample with pyro.infer.MCMC, one chain at a time."
+                "without in-place or boolean-mask operations."
             ) from error
         raise error
+
+
+class _VmapError(BatchingError):
+    """What only vmap cannot do: each chain alone can."""
 
 
 def _user_line(error: Exception) -> str | None:

@@ -53,8 +53,9 @@ class Structure:
         latents: what inference moves.
         observed: the data, by site; `pyro.factor` and `pyro.deterministic` sites are none.
         observed_dims: names of the plates at the leading dims of the data.
+        enumerated: names of discrete sites that inference sums out.
         deterministics: names of `pyro.deterministic` and reparametrised sites, with the plates at their leading dims.
-        plates: the size of each plate.
+        plates: the size of each plate; `max_plate_nesting` is how many dims they take.
         unnormalized: names of observed sites whose density lacks its log Z.
     """
 
@@ -63,6 +64,8 @@ class Structure:
     observed_dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     deterministics: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     plates: dict[str, int] = field(default_factory=dict)
+    max_plate_nesting: int = 0
+    enumerated: list[str] = field(default_factory=list)
     unnormalized: list[str] = field(default_factory=list)
 
 
@@ -90,11 +93,14 @@ class FillLatents(Messenger):  # type: ignore[misc]
             return
         fn, name = msg["fn"], msg["name"]
         if fn.support.is_discrete:
-            raise BatchingError(
-                f'site "{name}": got a discrete latent site ({type(fn).__name__}), expected continuous ones: gradients '
-                "need them. Sum it out in the model (a mixture or a HMM distribution), or use pyro.infer.MCMC, which "
-                "enumerates."
-            )
+            if not fn.has_enumerate_support:
+                raise BatchingError(
+                    f'site "{name}": got a discrete latent site of endlessly many values ({type(fn).__name__}), '
+                    "expected continuous sites, or discrete ones that can be enumerated. Sum it out in the model."
+                )
+            values = fn.enumerate_support(expand=False)
+            msg["value"], msg["done"] = values[0].expand(fn.shape()).contiguous(), True
+            return
         transform = unconstraining(fn.support, f'site "{name}"')
         zeros = floating_like(fn).new_zeros(transform.inverse_shape(fn.shape()))
         given = self.unconstrained.get(name, zeros)
@@ -137,7 +143,7 @@ def trace_model(
     """One run of the model with latent sites at the values given, scored: a Pyro trace.
 
     Raises:
-        BatchingError: if a site is discrete or subsampled.
+        BatchingError: if a site is discrete without end, or subsampled.
         EnergyShapeError: if an energy does not reduce just its event dims.
         UnnormalizedError: if a density lacks a log Z that is not a constant here.
     """
@@ -155,7 +161,8 @@ def trace_model(
 
 def read_structure(trace: Any) -> Structure:
     """The structure of a traced model."""
-    structure = Structure()
+    frames_of_all = (f for n in trace.nodes.values() for f in n.get("cond_indep_stack", ()) if f.vectorized)
+    structure = Structure(max_plate_nesting=max((-frame.dim for frame in frames_of_all), default=0))
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or is_subsample(node):
             continue
@@ -173,6 +180,8 @@ def read_structure(trace: Any) -> Structure:
                 structure.observed_dims[name] = dims
                 if not getattr(node["fn"], "is_normalized", True):
                     structure.unnormalized.append(name)
+        elif node["fn"].support.is_discrete:
+            structure.enumerated.append(name)
         else:
             support = node["fn"].support
             shape = unconstraining(support, f'site "{name}"').inverse_shape(value.shape)

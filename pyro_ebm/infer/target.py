@@ -32,6 +32,11 @@ class Target(Protocol):
         ...
 
     @property
+    def compilable(self) -> bool:
+        """Whether the density is one program of tensors, and not a chain of Python decisions."""
+        ...
+
+    @property
     def like(self) -> Tensor:
         """A vector `(dim,)` with the dtype and device."""
         ...

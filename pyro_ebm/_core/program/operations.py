@@ -141,10 +141,13 @@ _FOLDS = {
 
 
 @handles(*_FOLDS)
-def _reduce(lowering: Lowering, n: Any, result: Any) -> View:
+def _reduce(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View]:
     name = n.target._schema.name.removeprefix("aten::")
     if not isinstance(result, Tensor):
-        raise UnsupportedError(f"aten::{name} with indices")
+        places = _extreme_places(lowering, lowering.view(n.args[0]), n.args[1], name)
+        found = _along(lowering.view(n.args[0]), n.args[1] % len(places.sizes), places)
+        values = lowering.elementwise(result[0].dtype, "{0}", [Operand(found, result[0].dtype)], places.sizes)
+        return [_reshaped(lowering, values, result[0]), _reshaped(lowering, places, result[1])]
     source, dtype = lowering.view(n.args[0]), result.dtype
     dims = _argument(n, 1, "dim")
     rank = len(source.sizes)
@@ -179,6 +182,36 @@ def _reduce(lowering: Lowering, n: Any, result: Any) -> View:
         mean = lowering.new_view(dtype, kept)
         target = lowering.loop(dtype, f"{{0}} / {count}", [Operand(target, dtype)], mean)
     return _reshaped(lowering, target, result)
+
+
+@handles("argmax", "argmin")
+def _argument_of_extreme(lowering: Lowering, n: Any, result: Tensor) -> View:
+    source, dim = lowering.view(n.args[0]), _argument(n, 1, "dim")
+    if dim is None:
+        source, dim = lowering.copy(source, lowering.dtype(n.args[0])), 0
+        source = View(source.buffer, source.offset, (source.numel,), (1,))
+    name = n.target._schema.name.removeprefix("aten::arg")
+    return _reshaped(lowering, _extreme_places(lowering, source, dim, name), result)
+
+
+def _extreme_places(lowering: Lowering, source: View, dim: int, name: str) -> View:
+    """Where along a dim the first greatest or least element is; NaN is both. The dim is kept, with size one."""
+    dim = dim % len(source.sizes)
+    dtype = lowering.buffers[source.buffer].dtype
+    copied = lowering.copy(source, dtype)
+    sizes = (*source.sizes[:dim], 1, *source.sizes[dim + 1 :])
+    out = lowering.new_view(torch.int64, sizes)
+    kind, length = C_TYPES[dtype], source.sizes[dim]
+    outer, inner = math.prod(source.sizes[:dim]), math.prod(source.sizes[dim + 1 :])
+    code = (
+        f"for (int64_t i = 0; i < {outer}; i++) for (int64_t k = 0; k < {inner}; k++) {{{{"
+        f" const {kind}* x = {{0}} + i * {length * inner} + k; int64_t best = 0;"
+        f" for (int64_t j = 1; j < {length}; j++) {{{{ const {kind} a = x[j * {inner}], b = x[best * {inner}];"
+        f" if (b == b && (a {'>' if name == 'max' else '<'} b || a != a)) best = j; }}}}"
+        f" {{out}}[i * {inner} + k] = best; }}}}"
+    )
+    lowering.emit(Statement((), (Operand(copied, dtype),), out, torch.int64, code=code))
+    return out
 
 
 @handles("cumsum", "cumprod")
