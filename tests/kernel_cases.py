@@ -77,7 +77,9 @@ NUTS = SamplerCase("nuts", lambda: nuts_algorithm(max_tree_depth=6))
 HMC = SamplerCase("hmc_jittered", lambda: hmc_algorithm(trajectory_length=1.0))
 HMC_NUM_STEPS = SamplerCase("hmc_num_steps", lambda: hmc_algorithm(trajectory_length=1.0, num_steps=3))
 MALA = SamplerCase("mala", lambda: langevin_algorithm(metropolis=True, target_accept_prob=0.574), leapfrogs=False)
-CHEES = SamplerCase("chees", lambda: chees_algorithm(), in_step=True, compares_chains=frozenset({"length_gradient"}))
+CHEES = SamplerCase(
+    "chees", lambda: chees_algorithm(), in_step=True, compares_chains=frozenset({"criterion", "criterion_gradient"})
+)
 SAMPLERS = [NUTS, HMC, HMC_NUM_STEPS, MALA, CHEES]
 ULA = SamplerCase("ula", lambda: langevin_algorithm(metropolis=False, target_accept_prob=0.574), leapfrogs=False)
 

@@ -394,8 +394,9 @@ def test_the_criterion_of_chees_grows_as_its_gradient_says(dim: int) -> None:
     gradients = []
     for _ in range(2 * round(1 / step_size)):
         state, info = chees.step(log_density, state, randomness, parameters)
-        values.append(criterion(state.moving_position if not info.done.any() else state.position))
-        gradients.append(info.length_gradient.mean())
+        values.append(criterion(state.moving_position))  # at the end of the trajectory, the draws
+        gradients.append(info.criterion_gradient.mean())
+        torch.testing.assert_close(info.criterion.mean(), values[-1])
     assert bool(info.done.all())
     assert bool((state.position != start).all())  # all are accepted
     growth = (torch.stack(values[2:]) - torch.stack(values[:-2])) / (2 * step_size)

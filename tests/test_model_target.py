@@ -1,6 +1,7 @@
 """A Pyro model as a batched density: against Pyro's own potential, and what cannot be batched."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import parametrize
-from models import MODELS, ModelCase, conjugate, data, default_dtype, mixed_dtypes, unconstrained_by_site
+from cases import parametrize, randn
+from models import MODELS, ModelCase, check_moments, conjugate, data, default_dtype, mixed_dtypes, unconstrained_by_site
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.autoguide.initialization import init_to_uniform
@@ -18,8 +19,14 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_ebm import DoubleWell, EnergyDistribution, NeuralEnergy, energy
-from pyro_ebm._core.errors import BatchingError, EnergyShapeError, UnnormalizedError, UnnormalizedObservationError
+from pyro_ebm import MCMC, NUTS, DoubleWell, EnergyDistribution, NeuralEnergy, energy
+from pyro_ebm._core.errors import (
+    BatchingError,
+    EnergyShapeError,
+    SamplingWarning,
+    UnnormalizedError,
+    UnnormalizedObservationError,
+)
 from pyro_ebm.infer.model_target import ModelTarget
 
 CHAINS = 7
@@ -285,8 +292,8 @@ def latent(name: str = "z") -> Tensor:
     return pyro.sample(name, dist.Normal(0.0, 1.0))
 
 
-def discrete() -> None:
-    pyro.sample("label", dist.Categorical(torch.ones(3)))
+def endless() -> None:
+    pyro.sample("count", dist.Poisson(2.0))
     latent()
 
 
@@ -377,15 +384,11 @@ def no_bijection() -> None:
 
 
 REFUSED: list[tuple[Callable[[], None], type[Exception], list[str]]] = [
-    (discrete, BatchingError, ['site "label"', "discrete", "Categorical", "Sum it out"]),
+    (endless, BatchingError, ['site "count"', "discrete", "Poisson", "Sum it out"]),
     (subsampled, BatchingError, ['plate "minibatch"', "3 out of 10", "subsample_size"]),
     (without_latents, BatchingError, ["without latent sites", "at least one"]),
     (sites_that_come_and_go, BatchingError, ['site "extra"', "fixed set of sites"]),
     (shapes_that_change, BatchingError, ['site "extra"', "fixed set of sites"]),
-    (branch, BatchingError, ['after site "z"', "if z > 0.3:  # here is the branch", "torch.where"]),
-    (item, BatchingError, ['after site "z"', "loc = 2.0 * z.item()  # here is the item", "pyro.infer.MCMC"]),
-    (numpy_call, BatchingError, ['after site "z"', "# here is the call", "NumPy"]),
-    (boolean_index, BatchingError, ['after site "z"', "# here is the index", "boolean-mask"]),
     (random_likelihood, BatchingError, ['site "x"', "random numbers", "pass them as arguments"]),
     (random_factor_of_a_site, BatchingError, ['site "x"', "random numbers", "pass them as arguments"]),
     (numpy_numbers, BatchingError, ['site "x"', "random numbers", "pass them as arguments"]),
@@ -409,11 +412,103 @@ def test_what_cannot_be_batched_is_named_with_a_way_out(
             assert word in str(caught.value), str(caught.value)
 
 
+CHAIN_BY_CHAIN: list[tuple[Callable[[], None], list[str]]] = [
+    (branch, ['after site "z"', "if z > 0.3:  # here is the branch", "torch.where"]),
+    (item, ['after site "z"', "loc = 2.0 * z.item()  # here is the item"]),
+    (numpy_call, ['after site "z"', "# here is the call", "NumPy"]),
+    (boolean_index, ['after site "z"', "# here is the index", "boolean-mask"]),
+]
+
+
+@pytest.mark.parametrize(("model", "words"), CHAIN_BY_CHAIN, ids=[model.__name__ for model, _ in CHAIN_BY_CHAIN])
+def test_what_vmap_cannot_do_is_named_and_done_chain_by_chain(model: Callable[[], None], words: list[str]) -> None:
+    target = ModelTarget(model, (), {})
+    for word in [*words, "chain by chain"]:
+        assert word in str(target.concern), target.concern
+    position = randn(1, 3, target.raveler.dim).float()
+    value, gradient = target.log_density(position)
+    for chain in range(3):
+        trace = poutine.trace(poutine.condition(model, target.constrain(position[chain]))).get_trace()
+        torch.testing.assert_close(value[chain], trace.log_prob_sum())
+    assert gradient.shape == position.shape
+    assert torch.isfinite(gradient).all()
+
+
+def test_a_branching_model_is_sampled_chain_by_chain() -> None:
+    pyro.set_rng_seed(0)
+    mcmc = MCMC(NUTS(branch), num_samples=300, warmup_steps=100, num_chains=4, disable_progbar=True)
+    with pytest.warns(SamplingWarning, match="chain by chain") as seen:
+        mcmc.run()
+    assert seen[0].filename == __file__
+    # The prior, weighted by one of two likelihoods on each side of the branch.
+    z = torch.linspace(-8, 8, 20001, dtype=torch.float64)
+    weight = torch.exp(-0.5 * z.square() - 0.5 * (1 - (z > 0.3).double()).square())
+    mean = float((weight * z).sum() / weight.sum())
+    check_moments(
+        mcmc.get_samples(group_by_chain=True)["z"], mean, float((weight * (z - mean) ** 2).sum() / weight.sum()) ** 0.5
+    )
+
+
+def mixture_of_two(data: Tensor) -> None:
+    weight = pyro.sample("weight", dist.Beta(2.0, 2.0))
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(data)):
+        label = pyro.sample("label", dist.Bernoulli(weight))
+        pyro.sample("x", dist.Normal(loc + 3 * label, 1.0), obs=data)
+
+
+def chain_of_states(data: Tensor) -> None:
+    stay = pyro.sample("stay", dist.Beta(3.0, 1.0))
+    state = torch.tensor(0)
+    for t in pyro.markov(range(len(data))):
+        probs = torch.where(state == 0, 1 - stay, stay)
+        state = pyro.sample(f"state{t}", dist.Bernoulli(probs)).long()
+        pyro.sample(f"x{t}", dist.Normal(2.0 * state, 1.0), obs=data[t])
+
+
+@pytest.mark.parametrize("model", [mixture_of_two, chain_of_states])
+def test_discrete_sites_are_summed_out(model: Callable[[Tensor], None]) -> None:
+    """Against a sum over all their values, one by one."""
+    data = torch.tensor([0.3, 2.5, 3.4, -0.8])
+    target = ModelTarget(model, (data,), {})
+    names = [f"state{t}" for t in range(4)] if model is chain_of_states else ["label"]
+    assert target.structure.enumerated == names
+    position = 0.5 * randn(2, 5, target.raveler.dim).float()
+    value, gradient = target.log_density(position)
+    for chain in range(5):
+        free = position[chain].clone().requires_grad_()
+        sites = target.constrain(free)
+        total = []
+        for bits in itertools.product([0.0, 1.0], repeat=4):
+            labels = {"label": torch.tensor(bits)}
+            if model is chain_of_states:
+                labels = {f"state{t}": torch.tensor(bit) for t, bit in enumerate(bits)}
+            trace = poutine.trace(poutine.condition(model, {**sites, **labels})).get_trace(data)
+            total.append(trace.log_prob_sum())
+        jacobian = sum(
+            (
+                site.transform.log_abs_det_jacobian(u, sites[name]).sum()
+                for (name, site), u in zip(
+                    target.structure.latents.items(), target.raveler.unravel(free).values(), strict=True
+                )
+            ),
+            torch.zeros(()),
+        )
+        expected = torch.stack(total).logsumexp(0) + jacobian
+        torch.testing.assert_close(value[chain], expected.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient[chain], torch.autograd.grad(expected, free)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_of_pyro_stays_patched() -> None:
+    before = pyro.ops.special._SafeLog
+    ModelTarget(mixture_of_two, (torch.zeros(2),), {})
+    assert pyro.ops.special._SafeLog is before
+
+
 def test_the_line_of_the_model_is_given() -> None:
     source, first = inspect.getsourcelines(branch)
     (offset,) = (index for index, line in enumerate(source) if "here is the branch" in line)
-    with pytest.raises(BatchingError, match=rf"test_model_target\.py, line {first + offset}: "):
-        ModelTarget(branch, (), {})
+    assert f"test_model_target.py, line {first + offset}: " in str(ModelTarget(branch, (), {}).concern)
 
 
 def test_dropout_in_eval_mode_is_no_obstacle() -> None:

@@ -171,10 +171,14 @@ def _pyro_target(mcmc: Any) -> Target | None:
     if mcmc.kernel.model is None:
         return None
     try:
-        return build_target(mcmc.kernel.model, mcmc._args, mcmc._kwargs)
-    except BatchingError as error:
-        warnings.warn(f"to_arviz: only draws and divergences are converted. {error}", UserWarning, stacklevel=3)
-        return None
+        target = build_target(mcmc.kernel.model, mcmc._args, mcmc._kwargs)
+        if target.concern is None:
+            return target
+        error: Exception | str = target.concern
+    except BatchingError as refused:
+        error = refused
+    warnings.warn(f"to_arviz: only draws and divergences are converted. {error}", UserWarning, stacklevel=3)
+    return None
 
 
 def _pyro_divergences(mcmc: Any) -> Tensor:

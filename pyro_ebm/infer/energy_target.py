@@ -26,7 +26,7 @@ class EnergyTarget:
         EnergySupportError: if its support is discrete.
     """
 
-    compilable = True
+    concern: str | None = None
 
     def __init__(self, distribution: EnergyDistribution) -> None:
         self._distribution = distribution

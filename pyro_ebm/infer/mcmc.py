@@ -171,6 +171,8 @@ class MCMC:
 
     def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
         target = build_target(self.kernel.model, args, kwargs)
+        if target.concern is not None:
+            warnings.warn(target.concern, SamplingWarning, stacklevel=3)
         unknown = set(self.save_params or ()) - set(target.structure.latents)
         if unknown:
             raise ValueError(
@@ -195,7 +197,7 @@ class MCMC:
         return Run(self.kernel.algorithm(), target.log_density, position, seeded_generator(position.device), settings)
 
     def _how_to_compile(self, target: Target) -> Compile:
-        if not target.compilable or self.compile is False:
+        if target.concern is not None or self.compile is False:
             return "no"
         if self.compile is True:
             return "yes"

@@ -6,7 +6,6 @@ import functools
 import linecache
 import os
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ebm._core.errors import BatchingError, SamplingWarning
+from pyro_ebm._core.errors import BatchingError
 from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.ravel import Raveler
@@ -45,10 +44,10 @@ class ModelTarget:
         model: the model.
         args: its arguments; `kwargs` likewise.
 
-    A model that vmap cannot batch is run chain by chain, with a warning that says why. Discrete sites are summed out.
+    A model that vmap cannot batch is run chain by chain. Discrete sites are summed out.
 
     Attributes:
-        compilable: whether the density is one program of tensors, and not a chain of Python decisions.
+        concern: why it is run chain by chain, with the way out; nothing if it is not.
 
     Raises:
         BatchingError: if the model has subsampled sites, discrete ones that cannot be enumerated, randomness of its
@@ -57,7 +56,7 @@ class ModelTarget:
     """
 
     _handler: LogJoint | Place | None = None
-    compilable = True
+    concern: str | None = None
 
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
@@ -100,7 +99,7 @@ class ModelTarget:
 
     def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
-        evaluate = self._batched_density if self.compilable else self._density_by_chain
+        evaluate = self._batched_density if self.concern is None else self._density_by_chain
         try:
             with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), vmap_safe():
                 try:
@@ -142,9 +141,10 @@ class ModelTarget:
     def pointwise(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Deterministic sites and log likelihoods at values `(draws, *shape)`, each `(draws, ...)`.
 
-        Where discrete sites are summed out there are none: both depend on them.
+        Where discrete sites are summed out there are none, since both depend on them; nor where the model decides by
+        values what sites it has.
         """
-        if self.structure.enumerated:
+        if self.structure.enumerated or self.concern is not None:
             return {}, {}
 
         def evaluate(one: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -156,11 +156,9 @@ class ModelTarget:
 
     def _batched(self, function: Callable[[Any], Any], argument: Any) -> Any:
         with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), vmap_safe():
-            if self.compilable:
+            if self.concern is None:
                 return torch.func.vmap(function, randomness="error", chunk_size=_CHUNK)(argument)
-            rows = zip(*pytree.tree_leaves(argument), strict=True)
-            structure = pytree.tree_structure(argument)
-            results = [function(pytree.tree_unflatten(row, structure)) for row in rows]
+            results = [function(row) for row in argument]
             return pytree.tree_map(lambda *each: torch.stack(each), *results)
 
     # -- starting ----------------------------------------------------------------------------------------------------
@@ -216,9 +214,8 @@ class ModelTarget:
         try:
             self.log_density(torch.stack([self.like, self.like]))
         except _VmapError as error:
-            self.compilable = False
+            self.concern = f"{error} Until then the model is run chain by chain, slowly."
             self.log_density(self.like.unsqueeze(0))
-            warnings.warn(f"{error} Until then it is run chain by chain, slowly.", SamplingWarning, stacklevel=2)
 
     def _explain(self, error: Exception) -> NoReturn:
         """Turn what vmap says into the site, the line and the way out."""

@@ -32,8 +32,8 @@ class Target(Protocol):
         ...
 
     @property
-    def compilable(self) -> bool:
-        """Whether the density is one program of tensors, and not a chain of Python decisions."""
+    def concern(self) -> str | None:
+        """Why it is run chain by chain, and cannot be compiled; nothing if it is one program of tensors."""
         ...
 
     @property
