@@ -3,8 +3,11 @@
 import copy
 import io
 import math
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import arviz as az
@@ -12,6 +15,10 @@ import pytest
 import torch
 from cases import parametrize, randn
 from kernel_cases import (
+    CHEES,
+    HMC_NUM_STEPS,
+    MALA,
+    NUTS,
     SAMPLERS,
     ULA,
     SamplerCase,
@@ -22,11 +29,14 @@ from kernel_cases import (
     standard_normal,
 )
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyro_ebm import DoubleWell, QuadraticEnergy, correlated_gaussian
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm.mcmc.algorithm import Algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
-from pyro_ebm.mcmc.run import TICKS_PER_BLOCK, Run, RunSettings
+from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
+from pyro_ebm.mcmc.covariance import ChosenCovariance, LowRankCovariance, PooledCovariance
+from pyro_ebm.mcmc.metric import METRICS, DenseMetric, DiagonalMetric, LowRankMetric
+from pyro_ebm.mcmc.run import Run, RunSettings
 
 Make = Callable[[LogDensity], Run]
 
@@ -50,6 +60,20 @@ def make_run(
     return Run(algorithm or nuts_algorithm(), log_density, start, generator(seed), settings)
 
 
+def masses(kind: str, dim: int) -> dict[str, Any]:
+    """Settings of a run with a kind of metric: the identity first, and what learns it."""
+    like = torch.zeros(dim, dtype=torch.float64)
+    if kind == "dense":
+        return {"metric": DenseMetric(torch.eye(dim).to(like)), "estimator": PooledCovariance.start(like)}
+    if kind == "chosen":  # diagonal at first, dense as soon as it has learned
+        return {"estimator": ChosenCovariance(PooledCovariance.start(like))}
+    if kind == "low_rank":
+        none = LowRankMetric(torch.ones(dim).to(like), torch.zeros(dim, 2).to(like), torch.ones(2).to(like))
+        return {"metric": none, "estimator": LowRankCovariance.start(like, 2)}
+    assert kind == "diagonal"
+    return {}
+
+
 def assert_moments(draws: Tensor, mean: Tensor, variance: Tensor) -> None:
     """Means and variances of `(chains, draws, dim)`, within their Monte Carlo errors by ArviZ."""
     bound = standard_errors(2 * draws.shape[-1])
@@ -70,12 +94,13 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("dense", [False, True], ids=["diagonal", "dense"])
+@pytest.mark.parametrize("kind", ["diagonal", "dense", "low_rank"])
 @pytest.mark.parametrize("name", TARGETS)
-def test_nuts_finds_the_moments(name: str, dense: bool) -> None:
+def test_nuts_finds_the_moments(name: str, kind: str) -> None:
     energy = TARGETS[name]()
-    start = 2 * torch.rand(96, energy.event_shape[0], generator=generator(5), dtype=torch.float64) - 1
-    settings = RunSettings(num_samples=40, warmup_steps=100, dense_metric=dense)
+    dim, dense = energy.event_shape[0], kind == "dense"
+    start = 2 * torch.rand(96, dim, generator=generator(5), dtype=torch.float64) - 1
+    settings = RunSettings(num_samples=40, warmup_steps=100, **masses(kind, dim))
     run = finish(make_run(log_density_of(energy), start, settings))
     draws = run.draws.draws()
     assert_moments(draws["position"], energy.mean, energy.variance)
@@ -83,12 +108,36 @@ def test_nuts_finds_the_moments(name: str, dense: bool) -> None:
     assert int(run.num_divergences.sum()) == 0
     assert 0.7 < draws["acceptance_rate"].double().mean() < 0.95
     # The metric has learned the scales.
-    learned = run.metric.inverse_mass_matrix
-    ratio = (learned.diagonal() if dense else learned) / energy.variance
+    ratio = run.metric.variances / energy.variance
     assert bool(((ratio > 0.5) & (ratio < 2)).all())
     if dense:
+        learned = run.metric.inverse_mass_matrix
         torch.testing.assert_close(learned, learned.mT)
         assert draws["n_steps"].double().mean() < 10  # a round Gaussian is left
+
+
+def test_a_low_rank_metric_saves_steps() -> None:
+    """One direction at the slant with 100 times the variance of the others: its column takes it away."""
+    dim, steps = 20, {}
+    values = torch.linspace(1.0, 2.0, dim, dtype=torch.float64)  # a direction that no coordinate is
+    direction = values / values.norm()
+    covariance = torch.eye(dim).double() + 99 * torch.outer(direction, direction)
+    energy = QuadraticEnergy.from_moments(torch.zeros(dim, dtype=torch.float64), covariance)
+    for kind in ("diagonal", "low_rank"):
+        settings = RunSettings(num_samples=20, warmup_steps=60, **masses(kind, dim))
+        run = finish(make_run(log_density_of(energy), randn(1, 32, dim), settings))
+        steps[kind] = float(run.draws.draws()["n_steps"].double().mean())
+        assert_moments(run.draws.draws()["position"], energy.mean, energy.variance)
+    assert isinstance(run.metric, LowRankMetric)
+    # Of the standardised covariance, both columns at their best set the two eigenvalues farthest from one to one.
+    scale = covariance.diagonal().sqrt()
+    strength = torch.linalg.eigvalsh(covariance / torch.outer(scale, scale)).log()
+    strength = strength[strength.abs().argsort()[:-2]]
+    best = float((strength.max().clamp(min=0) - strength.min().clamp(max=0)).exp())
+    condition = float(torch.linalg.cond(run.metric.to_whitened(run.metric.to_whitened(covariance).mT)))
+    print(condition,best,steps)
+    assert condition < 2 * best
+    assert steps["low_rank"] < 0.5 * steps["diagonal"]
 
 
 @parametrize(SAMPLERS[1:], "sampler")
@@ -110,7 +159,7 @@ def test_the_step_size_reaches_the_target_acceptance(target: float) -> None:
     settings = RunSettings(num_samples, warmup_steps=num_updates, adapt_metric=False)
     run = finish(make_run(standard_normal, randn(1, chains, 10), settings, algorithm=algorithm))
     reached = run.draws.draws()["acceptance_rate"].mean(1)
-    short, share = shortfall(run._averaging)
+    short, share = shortfall(run._adaptation)
     # Chains are independent; their spread, with all autocorrelation, is that of `num_samples` transitions.
     noise = reached.std() * ((1 + num_samples * share) / chains) ** 0.5
     assert abs(float(reached.mean()) - target + short) < standard_errors(1) * float(noise)
@@ -194,14 +243,15 @@ def test_without_warmup_nothing_adapts() -> None:
     assert not run.warming_up
     finish(run)
     assert float(run.step_size) == pytest.approx(0.37)
+    assert isinstance(run.metric, DiagonalMetric)
     assert torch.equal(run.metric.scale, torch.ones(3))
     assert bool((run.draws.draws()["step_size"] == run.step_size).all())
 
 
 @pytest.mark.parametrize("adapt_metric", [True, False])
 @pytest.mark.parametrize("adapt_step_size", [True, False])
-@pytest.mark.parametrize("dense", [True, False])
-def test_what_does_not_adapt_stays(adapt_metric: bool, adapt_step_size: bool, dense: bool) -> None:
+@pytest.mark.parametrize("kind", ["diagonal", "dense", "low_rank"])
+def test_what_does_not_adapt_stays(adapt_metric: bool, adapt_step_size: bool, kind: str) -> None:
     log_density = log_density_of(QuadraticEnergy(torch.diag(torch.tensor([0.2, 1.0, 9.0], dtype=torch.float64))))
     settings = RunSettings(
         num_samples=10,
@@ -209,23 +259,92 @@ def test_what_does_not_adapt_stays(adapt_metric: bool, adapt_step_size: bool, de
         step_size=0.2,
         adapt_step_size=adapt_step_size,
         adapt_metric=adapt_metric,
-        dense_metric=dense,
         save_warmup=True,
+        **masses(kind, 3),
     )
     algorithm = langevin_algorithm(metropolis=True, target_accept_prob=0.8)
     run = finish(make_run(log_density, randn(1, 8, 3), settings, algorithm=algorithm))
-    unit = torch.eye(3, dtype=torch.float64) if dense else torch.ones(3, dtype=torch.float64)
-    assert torch.equal(run.metric.scale, unit) == (not adapt_metric)
+    assert torch.equal(run.metric.variances, torch.ones(3, dtype=torch.float64)) == (not adapt_metric)
+    assert type(run.metric) is {"diagonal": DiagonalMetric, "dense": DenseMetric, "low_rank": LowRankMetric}[kind]
     # What a sampler reports is its own step size: for Langevin, half the square of the leapfrog's.
     warmup, steps = run.warmup_draws.draws()["step_size"], run.draws.draws()["step_size"]
     assert bool((steps == 0.5 * run.step_size.square()).all())
-    assert float(run.current_step_size) == float(run.step_size)
     if adapt_step_size:
         assert len(warmup.unique()) > 10
         assert not 0.19 < float(run.step_size) < 0.21
     else:
         assert bool((warmup == steps[0, 0]).all())
         assert float(run.step_size) == pytest.approx(0.2)
+
+
+def test_a_run_starts_with_the_metric_that_is_given() -> None:
+    """And, while it does not adapt, is the run of the density in other units."""
+    scale = torch.tensor([0.5, 2.0, 30.0], dtype=torch.float64)
+    plain = make_run(standard_normal, randn(1, 4, 3), RunSettings(10, 10, adapt_metric=False))
+
+    def scaled(position: Tensor) -> tuple[Tensor, Tensor]:
+        return standard_normal(position / scale)[0], -position / scale.square()
+
+    for metric in (DiagonalMetric(scale), DenseMetric(scale.diag())):
+        settings = RunSettings(10, 10, adapt_metric=False, metric=metric)
+        run = finish(make_run(scaled, scale * randn(1, 4, 3), settings))
+        assert run.metric is metric
+        torch.testing.assert_close(
+            run.draws.draws()["position"] / scale, finish(plain).draws.draws()["position"], rtol=1e-6, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("dim", [10, 100])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 50.0])
+def test_chees_learns_the_length_of_half_a_turn(scale: float, dim: int) -> None:
+    """On a round Gaussian: how good a length is, is known.
+
+    A trajectory of length t turns `(x, p)` by an angle t, so that `|x'|² - |x|²` has a variance in proportion to
+    `sin² t`: greatest at a quarter of a period, `π/2`. Lengths are jittered evenly between zero and T, and what is
+    maximised is the mean over the jitter, `½ - sin 2T / 4T`, divided by `T^¼`. The trajectories that are made must be
+    worth 90 % of the best of these, and their mean be nearer to `π/2` than to staying, or to going there and back.
+    """
+
+    def log_density(position: Tensor) -> tuple[Tensor, Tensor]:
+        return standard_normal(position / scale)[0], -position / scale**2
+
+    settings = RunSettings(num_samples=50, warmup_steps=300)
+    run = finish(make_run(log_density, scale * randn(1, 64, dim), settings, algorithm=chees_algorithm()))
+    draws = run.draws.draws()
+    made = (draws["n_steps"] * draws["step_size"]).double()
+    assert bool((made == made[:1]).all())  # all chains the same
+    assert len(made[0].unique()) > 1
+    turn = 2 * (0.5 * run.step_size).asin()  # of one leapfrog step
+    worth = (draws["n_steps"] * turn).sin().square().mean() / made.mean() ** 0.25
+    best = max((0.5 - math.sin(2 * length) / (4 * length)) / (length / 2) ** 0.25 for length in torch.arange(1, 5, 0.01))
+    print(float(worth),best, made.mean())
+    assert float(worth) > 0.9 * best
+    assert 0.25 * math.pi < float(made.mean()) < 0.75 * math.pi
+    assert 0.7 < float(draws["acceptance_rate"].mean()) < 0.95
+    assert_moments(draws["position"][..., :3], torch.zeros(3), torch.full((3,), scale**2))
+
+
+# Thinning
+
+
+@pytest.mark.parametrize("thinning", [2, 5])
+@parametrize(SAMPLERS, "sampler")
+def test_a_thinned_run_keeps_every_so_manieth_draw(sampler: SamplerCase, thinning: int) -> None:
+    """Of the same run: what is kept is the last of every `thinning` draws, with its diagnostics; the warm-up is not."""
+    settings = RunSettings(num_samples=20, warmup_steps=12, save_warmup=True)
+    plain = finish(well_run(sampler, settings))
+    run = well_run(sampler, replace(settings, num_samples=20 // thinning, thinning=thinning))
+    seen = []
+    while not run.finished:
+        run.advance()
+        seen.append(run.transitions)
+    assert seen == sorted(seen)
+    assert run.transitions == plain.transitions == 32
+    kept = run.draws.draws()
+    for name, value in plain.draws.draws().items():
+        assert torch.equal(kept[name], value[:, thinning - 1 :: thinning]), name
+    for name, value in plain.warmup_draws.draws().items():
+        assert torch.equal(run.warmup_draws.draws()[name], value), name
 
 
 # Repeating
@@ -238,17 +357,22 @@ def assert_same_draws(first: Run, second: Run) -> None:
     for name in one:
         assert torch.equal(one[name], other[name]), name
     assert torch.equal(first.step_size, second.step_size)
-    assert torch.equal(first.metric.scale, second.metric.scale)
+    assert type(first.metric) is type(second.metric)
+    assert all(map(torch.equal, pytree.tree_leaves(first.metric), pytree.tree_leaves(second.metric)))
     assert torch.equal(first.num_divergences, second.num_divergences)
 
 
 REPEATED = RunSettings(num_samples=15, warmup_steps=30, save_warmup=True)
-DENSE = replace(REPEATED, dense_metric=True)
-METRIC_CASES = [(sampler, REPEATED) for sampler in [*SAMPLERS, ULA]] + [(SAMPLERS[2], DENSE), (SAMPLERS[3], DENSE)]
+METRIC_CASES = [
+    *((sampler, "diagonal") for sampler in [*SAMPLERS, ULA]),
+    *((sampler, "dense") for sampler in (HMC_NUM_STEPS, MALA)),
+    *((sampler, "low_rank") for sampler in (HMC_NUM_STEPS, CHEES)),
+    (NUTS, "chosen"),
+]
 parametrize_metrics = pytest.mark.parametrize(
     ("sampler", "settings"),
-    METRIC_CASES,
-    ids=[f"{sampler.name}-{'dense' if settings.dense_metric else 'diagonal'}" for sampler, settings in METRIC_CASES],
+    [(sampler, replace(REPEATED, **masses(kind, 3))) for sampler, kind in METRIC_CASES],
+    ids=[f"{sampler.name}-{kind}" for sampler, kind in METRIC_CASES],
 )
 
 
@@ -278,16 +402,20 @@ def reloaded(run: Run, fresh: Run) -> Run:
 
 @parametrize_metrics
 def test_a_saved_run_goes_on_as_if_never_stopped(sampler: SamplerCase, settings: RunSettings) -> None:
-    """Saved after random blocks, after the first and the last, and at every end of a window."""
-    whole, blocks, ends = well_run(sampler, settings), 0, {0}
+    """Saved after random parts of blocks, after the first and the last, within a block, at every end of a window."""
+    whole, parts, ends, within = well_run(sampler, settings), 0, {0}, set()
     while not whole.finished:
         window = whole._window
         whole.advance()
-        blocks += 1
+        parts += 1
         if whole._window != window:
-            ends.add(blocks)
+            ends.add(parts)
+        if whole.state_dict()["pending"]:
+            within.add(parts)
     assert len(ends) == 4
-    cuts = sorted(ends | {blocks} | set(torch.randint(blocks, (2,), generator=generator(3)).tolist()))
+    assert within
+    drawn = torch.randint(parts, (2,), generator=generator(3)).tolist()
+    cuts = sorted(ends | {parts, min(within), max(within)} | set(drawn))
     first, done = well_run(sampler, settings), 0
     for cut in cuts:
         while done < cut:
@@ -297,7 +425,7 @@ def test_a_saved_run_goes_on_as_if_never_stopped(sampler: SamplerCase, settings:
         assert second.warming_up == first.warming_up
         assert second.transitions == first.transitions
         assert torch.equal(second.position, first.position)
-        assert torch.equal(second.current_step_size, first.current_step_size)
+        assert torch.equal(second.step_size, first.step_size)
         assert second.mean_acceptance == first.mean_acceptance
         finish(second)
         assert_same_draws(second, whole)
@@ -307,11 +435,11 @@ def test_a_saved_run_goes_on_as_if_never_stopped(sampler: SamplerCase, settings:
 
 
 def test_a_run_saved_again_and_again() -> None:
-    whole = finish(well_run(SAMPLERS[0], REPEATED))
-    run = well_run(SAMPLERS[0], REPEATED)
+    whole = finish(well_run(NUTS, REPEATED))
+    run = well_run(NUTS, REPEATED)
     while not run.finished:
         run.advance()
-        run = reloaded(run, well_run(SAMPLERS[0], REPEATED, seed=99))
+        run = reloaded(run, well_run(NUTS, REPEATED, seed=99))
     assert_same_draws(run, whole)
 
 
@@ -337,7 +465,8 @@ def snapshot(run: Run) -> dict[str, Any]:
     saved = run.state_dict()
     for name in ("draws", "warmup_draws"):  # the buffers may hold what is not counted
         draws = {key: value for key, value in getattr(run, name).draws().items() if value.numel()}
-        saved[name] = {"counts": saved[name]["counts"], **draws}
+        saved[name] = {"transitions": saved[name]["transitions"], **draws}
+    saved["metric_kind"] = list(METRICS).index(saved["metric_kind"])  # a number can be compared with the rest
     return copy.deepcopy(saved)
 
 
@@ -352,35 +481,120 @@ def test_an_exception_leaves_the_run_as_before_the_block(
 
     def wrap(log_density: LogDensity) -> Interrupting:
         densities.append(Interrupting(log_density, error))
-        return densities[0]
+        return densities[-1]
 
-    run = well_run(sampler, settings, wrap=wrap)
-    density, random, failures = densities[0], generator(4), {"tick": 0, "window": 0}
+    run, twin = (well_run(sampler, settings, wrap=wrap) for _ in range(2))  # what the twin does goes well
+    density, other = densities
+    random, failures = generator(4), {"anywhere": 0, "window": 0}
     while not run.finished:
-        before = snapshot(run)
-        tick = int(torch.randint(1, TICKS_PER_BLOCK + 1, (), generator=random))
-        for call in (tick, TICKS_PER_BLOCK + 1, TICKS_PER_BLOCK + 4):  # those past the ticks are made between windows
+        calls, window, before = other.calls, twin._window, snapshot(run)
+        twin.advance()
+        calls = other.calls - calls
+        fails = [("anywhere", int(torch.randint(1, calls + 1, (), generator=random)))]
+        if twin._window != window:  # the last call then starts the window, and those before it find a step size
+            fails += [("window", calls - 3), ("window", calls)] if twin.warming_up else [("window", calls)]
+        for where, call in fails:
             density.fails_at = density.calls + call
-            try:
+            with pytest.raises(type(error)):
                 run.advance()
-                break
-            except type(error):
-                failures["tick" if call == tick else "window"] += 1
-                torch.testing.assert_close(snapshot(run), before, rtol=0, atol=0, equal_nan=True)
-        else:
-            run.advance()
-    assert failures["tick"] >= 7
+            failures[where] += 1
+            torch.testing.assert_close(snapshot(run), before, rtol=0, atol=0, equal_nan=True)
+        run.advance()
+        torch.testing.assert_close(snapshot(run), snapshot(twin), rtol=0, atol=0, equal_nan=True)
+    assert failures["anywhere"] >= 7
     assert failures["window"] == 2 * 2 + 1  # two windows have a first step size to find, the last only starts
     assert_same_draws(run, whole)
+
+
+# Compiled runs
+
+
+NO_COMPILER = not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))))
+needs_a_compiler = pytest.mark.skipif(NO_COMPILER, reason="there is no C compiler: no cc, gcc or clang, and no $CC")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for what is built."""
+    monkeypatch.setenv("PYRO_EBM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def assert_same_up_to_rounding(ours: Run, theirs: Run) -> None:
+    """Draws and diagnostics; whatever is counted or decided is exactly the same.
+
+    Rounding errs by 1e-16 at first, and a double well amplifies it by a few orders over tens of transitions.
+    """
+    for mine, other in ((ours.draws, theirs.draws), (ours.warmup_draws, theirs.warmup_draws)):
+        assert mine.draws().keys() == other.draws().keys()
+        for name, value in mine.draws().items():
+            torch.testing.assert_close(value, other.draws()[name], rtol=1e-7, atol=1e-7, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(ours.step_size, theirs.step_size, rtol=1e-7, atol=0)
+    torch.testing.assert_close(ours.metric.variances, theirs.metric.variances, rtol=1e-7, atol=0)
+    assert torch.equal(ours.num_divergences, theirs.num_divergences)
+
+
+@needs_a_compiler
+@parametrize([*SAMPLERS, ULA], "sampler")
+def test_a_compiled_run_makes_the_same_draws(sampler: SamplerCase, cache: Path) -> None:
+    settings = RunSettings(num_samples=10, warmup_steps=10, save_warmup=True)
+    eager = finish(well_run(sampler, settings))
+    assert not cache.exists()
+    compiled = finish(well_run(sampler, replace(settings, compile="fast")))
+    assert (eager.rung, compiled.rung) == ("eager", "C")
+    assert compiled.concerns == []
+    assert list(cache.glob("*.so"))
+    assert_same_up_to_rounding(compiled, eager)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("kind", ["diagonal", "dense", "low_rank", "chosen"])
+def test_a_compiled_run_makes_the_same_draws_with_each_kind_of_metric(kind: str, cache: Path) -> None:
+    settings = RunSettings(num_samples=10, warmup_steps=20, save_warmup=True, **masses(kind, 3))
+    eager, compiled = (finish(well_run(NUTS, replace(settings, compile=how))) for how in ("no", "fast"))
+    assert compiled.rung == "C"
+    assert type(compiled.metric) is type(eager.metric)
+    assert not torch.equal(compiled.metric.variances, torch.ones(3, dtype=torch.float64))
+    assert_same_up_to_rounding(compiled, eager)
+
+
+@needs_a_compiler
+@parametrize([NUTS, CHEES], "sampler")
+def test_a_compiled_run_repeats_and_goes_on_bit_by_bit(sampler: SamplerCase, cache: Path) -> None:
+    settings = replace(REPEATED, compile="fast", **masses("chosen", 3))
+    whole, again = (finish(well_run(sampler, settings)) for _ in range(2))
+    assert whole.rung == "C"
+    assert_same_draws(whole, again)
+    run, cuts = well_run(sampler, settings), 0
+    while not run.finished:
+        run.advance()
+        if cuts % 5 == 1:
+            run = reloaded(run, well_run(sampler, settings, seed=99))
+        cuts += 1
+    assert cuts >= 6
+    assert_same_draws(run, whole)
+
+
+@needs_a_compiler
+def test_a_run_goes_on_on_another_rung(cache: Path) -> None:
+    """Saved within a block by ticks in Python, and finished by C."""
+    settings = RunSettings(num_samples=10, warmup_steps=10, save_warmup=True)
+    eager = finish(well_run(NUTS, settings))
+    run = well_run(NUTS, settings)
+    run.advance()
+    assert run.state_dict()["pending"]
+    compiled = finish(reloaded(run, well_run(NUTS, replace(settings, compile="fast"), seed=99)))
+    assert compiled.rung == "C"
+    assert_same_up_to_rounding(compiled, eager)
 
 
 # Lost chains
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
-@pytest.mark.parametrize("dense", [False, True], ids=["diagonal", "dense"])
+@pytest.mark.parametrize("kind", ["diagonal", "dense", "low_rank"])
 @parametrize(SAMPLERS, "sampler")
-def test_a_lost_chain_stays_and_spoils_no_other(sampler: SamplerCase, dense: bool, value: float) -> None:
+def test_a_lost_chain_stays_and_spoils_no_other(sampler: SamplerCase, kind: str, value: float) -> None:
     energy = QuadraticEnergy.from_moments(torch.zeros(3).double(), torch.tensor([0.1, 1.0, 10.0]).double().diag())
     good = log_density_of(energy)
 
@@ -391,7 +605,7 @@ def test_a_lost_chain_stays_and_spoils_no_other(sampler: SamplerCase, dense: boo
 
     start = randn(1, 16, 3)
     start[2] = torch.tensor([100.0, 0.0, 0.0])
-    settings = RunSettings(num_samples=100, warmup_steps=100, dense_metric=dense)
+    settings = RunSettings(num_samples=100, warmup_steps=100, **masses(kind, 3))
     run = finish(make_run(log_density, start, settings, algorithm=sampler.make()))
     draws = run.draws.draws()
     torch.testing.assert_close(draws["position"][2], start[2].expand(100, 3))
@@ -421,7 +635,7 @@ def test_divergences_are_counted_as_recorded() -> None:
 
     start = 0.5 * randn(1, 10, 2).clamp(-1, 1)
     settings = RunSettings(num_samples=50, warmup_steps=0, step_size=0.3)
-    for algorithm in (nuts_algorithm(), hmc_algorithm(trajectory_length=1.0)):
+    for algorithm in (nuts_algorithm(), hmc_algorithm(trajectory_length=1.0), chees_algorithm()):
         run = finish(make_run(box, start, settings, algorithm=algorithm))
         diverging = run.draws.draws()["diverging"]
         assert torch.equal(diverging.sum(1), run.num_divergences)

@@ -52,7 +52,7 @@ def nuts_algorithm(*, max_tree_depth: int = 10, target_accept_prob: float = 0.8)
 
 
 def _nuts_parameters(max_tree_depth: int, adaptation: Adaptation, _: Tensor) -> nuts.Parameters:
-    return nuts.Parameters(adaptation.step_size, max_tree_depth)
+    return nuts.Parameters(adaptation.step_sizes, max_tree_depth)
 
 
 def hmc_algorithm(
@@ -71,9 +71,9 @@ def hmc_algorithm(
 
 
 def _hmc_parameters(trajectory_length: float, num_steps: int, adaptation: Adaptation, _: Tensor) -> hmc.Parameters:
-    step_size = adaptation.step_size
-    steps = torch.full_like(step_size, num_steps, dtype=torch.long)
-    return hmc.Parameters(step_size, torch.full_like(step_size, trajectory_length), steps)
+    step_sizes = adaptation.step_sizes
+    steps = torch.tensor(num_steps, device=step_sizes.device)
+    return hmc.Parameters(step_sizes, step_sizes.new_tensor(trajectory_length), steps)
 
 
 def chees_algorithm(*, target_accept_prob: float = 0.8) -> Algorithm:
@@ -90,7 +90,7 @@ def chees_algorithm(*, target_accept_prob: float = 0.8) -> Algorithm:
 
 
 def _chees_parameters(adaptation: LengthAdaptation, _: Tensor) -> chees.Parameters:
-    return chees.Parameters(adaptation.step_size, adaptation.trajectory_length)
+    return chees.Parameters(adaptation.step_sizes, adaptation.trajectory_length)
 
 
 def langevin_algorithm(*, metropolis: bool, target_accept_prob: float) -> Algorithm:
@@ -111,7 +111,7 @@ def langevin_algorithm(*, metropolis: bool, target_accept_prob: float) -> Algori
 
 
 def _langevin_parameters(metropolis: bool, adaptation: Adaptation, warming_up: Tensor) -> langevin.Parameters:
-    return langevin.Parameters(0.5 * adaptation.step_size.square(), warming_up | metropolis)
+    return langevin.Parameters(0.5 * adaptation.step_sizes.square(), warming_up | metropolis)
 
 
 def underdamped_algorithm(*, friction: float, metropolis: bool, target_accept_prob: float) -> Algorithm:
@@ -133,8 +133,8 @@ def underdamped_algorithm(*, friction: float, metropolis: bool, target_accept_pr
 def _underdamped_parameters(
     friction: float, metropolis: bool, adaptation: Adaptation, warming_up: Tensor
 ) -> underdamped.Parameters:
-    step_size = adaptation.step_size
-    return underdamped.Parameters(step_size, torch.full_like(step_size, friction), warming_up | metropolis)
+    step_sizes = adaptation.step_sizes
+    return underdamped.Parameters(step_sizes, step_sizes.new_tensor(friction), warming_up | metropolis)
 
 
 def barker_algorithm(*, target_accept_prob: float = 0.4) -> Algorithm:
@@ -151,7 +151,7 @@ def barker_algorithm(*, target_accept_prob: float = 0.4) -> Algorithm:
 
 
 def _barker_parameters(adaptation: Adaptation, _: Tensor) -> barker.Parameters:
-    return barker.Parameters(adaptation.step_size)
+    return barker.Parameters(adaptation.step_sizes)
 
 
 def random_walk_algorithm(*, target_accept_prob: float = 0.234) -> Algorithm:
@@ -168,7 +168,7 @@ def random_walk_algorithm(*, target_accept_prob: float = 0.234) -> Algorithm:
 
 
 def _random_walk_parameters(adaptation: Adaptation, _: Tensor) -> random_walk.Parameters:
-    return random_walk.Parameters(adaptation.step_size)
+    return random_walk.Parameters(adaptation.step_sizes)
 
 
 def mclmc_algorithm(*, decoherence_length: float, target_accept_prob: float) -> Algorithm:
@@ -188,7 +188,7 @@ def mclmc_algorithm(*, decoherence_length: float, target_accept_prob: float) -> 
 
 
 def _mclmc_parameters(decoherence_length: float, adaptation: Adaptation, _: Tensor) -> mclmc.Parameters:
-    return mclmc.Parameters(adaptation.step_size, torch.full_like(adaptation.step_size, decoherence_length))
+    return mclmc.Parameters(adaptation.step_sizes, adaptation.step_sizes.new_tensor(decoherence_length))
 
 
 def adjusted_mclmc_algorithm(*, trajectory_length: float, target_accept_prob: float) -> Algorithm:

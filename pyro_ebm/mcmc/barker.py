@@ -16,11 +16,11 @@ from torch.nn.functional import softplus
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
-from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error
+from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, column, energy_error
 
 
 class Parameters(NamedTuple):
-    """What adaptation sets: the `step_size` ε, `()`."""
+    """What adaptation sets: the `step_size` ε, `()` or `(chains,)`."""
 
     step_size: Tensor
 
@@ -81,7 +81,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One step of every chain."""
-    size = parameters.step_size * randomness.noise
+    size = column(parameters.step_size) * randomness.noise
     move = torch.where(randomness.sign < torch.sigmoid(size * state.gradient), size, -size)
     position = state.position + move
     value, gradient = log_density(position)

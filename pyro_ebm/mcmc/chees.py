@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
-from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error, hamiltonian, leapfrog
+from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, column, energy_error, hamiltonian, leapfrog
 from pyro_ebm.mcmc.step_size import DualAveraging
 
 # The most leapfrog steps of a trajectory.
@@ -39,7 +39,7 @@ class Parameters(NamedTuple):
     """What adaptation sets.
 
     Attributes:
-        step_size: the leapfrog step ε, `()`.
+        step_size: the leapfrog step ε, `()` or `(chains,)`.
         trajectory_length: the greatest integration time T, `()`; a trajectory has `⌈u T / ε⌉` steps, with u
             quasi-random on (0, 1).
     """
@@ -63,7 +63,7 @@ class State(NamedTuple):
         initial_energy: H at the start of the trajectory, `(chains,)`.
         moving_position: the end of the trajectory, `(chains, dim)`, with its momentum and gradient.
         broken: which chains have diverged in this trajectory, `(chains,)`.
-        step_size: of this trajectory, `()`.
+        step_size: of this trajectory, `(chains,)`.
         length: of this trajectory, `()`.
         remaining: leapfrog steps still to do, `()`.
         n_steps: leapfrog steps done, `()`.
@@ -115,7 +115,7 @@ def _length(trajectory: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]
     bits = torch.arange(_BITS, device=trajectory.device)
     jitter = (((trajectory >> bits) & 1) * 0.5 ** (bits + 1).to(parameters.step_size)).sum()
     length = jitter * parameters.trajectory_length
-    steps = (length / parameters.step_size).ceil()
+    steps = (length / parameters.step_size.max()).ceil()
     return length, torch.where(torch.isfinite(steps), steps, 1).clamp(1, MAX_NUM_STEPS).long()
 
 
@@ -133,7 +133,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         moving_momentum=randomness.momentum,
         moving_gradient=gradient,
         broken=torch.zeros_like(value, dtype=torch.bool),
-        step_size=parameters.step_size,
+        step_size=parameters.step_size.expand(value.shape),
         length=length,
         remaining=remaining,
         n_steps=torch.zeros_like(remaining),
@@ -144,7 +144,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One leapfrog of every chain; at the end of the trajectory each accepts or rejects, and all start the next."""
     position, momentum, value, gradient = leapfrog(
-        log_density, state.moving_position, state.moving_momentum, state.moving_gradient, state.step_size
+        log_density, state.moving_position, state.moving_momentum, state.moving_gradient, column(state.step_size)
     )
     energy = hamiltonian(value, momentum)
     error = energy_error(energy, state.initial_energy, gradient)
@@ -165,7 +165,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         energy=draw_energy,
         energy_error=draw_energy - state.initial_energy,
         acceptance_rate=acceptance_rate,
-        step_size=state.step_size.expand(error.shape),
+        step_size=state.step_size,
         n_steps=n_steps.expand(error.shape),
         trajectory_length=state.length.expand(error.shape),
         diverging=broken,
@@ -231,6 +231,11 @@ class LengthAdaptation(NamedTuple):
     def step_size(self) -> Tensor:
         """The present step size, `()`."""
         return self.averaging.step_size
+
+    @property
+    def step_sizes(self) -> Tensor:
+        """See `Adaptation`."""
+        return self.averaging.step_sizes
 
     @property
     def trajectory_length(self) -> Tensor:

@@ -21,7 +21,7 @@ class Parameters(NamedTuple):
     """What adaptation and the user set.
 
     Attributes:
-        step_size: the leapfrog step ε, `()`.
+        step_size: the leapfrog step ε, `()` or `(chains,)`.
         trajectory_length: mean integration time t, `()`; a trajectory has `⌈2 u t / ε⌉` steps, u uniform on (0, 1).
         num_steps: the exact number of steps instead, `()`, where positive.
     """

@@ -41,6 +41,11 @@ def energy_error(energy: Tensor, initial_energy: Tensor, gradient: Tensor) -> Te
     return torch.where(torch.isfinite(error) & torch.isfinite(gradient).all(-1), error, torch.inf)
 
 
+def column(step_size: Tensor) -> Tensor:
+    """A step size `()` or `(chains,)`, to be multiplied with `(chains, dim)`."""
+    return step_size.unsqueeze(-1) if step_size.dim() else step_size
+
+
 def choose(mask: Tensor, chosen: Tensor, otherwise: Tensor) -> Tensor:
     """`chosen` for the chains in `mask` `(chains,)`, else `otherwise`; each `(chains,)`, `(chains, dim)` or `()`."""
     return torch.where(mask.unsqueeze(-1) if max(chosen.dim(), otherwise.dim()) == 2 else mask, chosen, otherwise)

@@ -16,14 +16,14 @@ from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
-from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error, hamiltonian, leapfrog
+from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, column, energy_error, hamiltonian, leapfrog
 
 
 class Parameters(NamedTuple):
     """What adaptation and the user set.
 
     Attributes:
-        step_size: ε, `()`.
+        step_size: ε, `()` or `(chains,)`.
         metropolis: whether moves are accepted or rejected (MALA), or always made (ULA); `()`, bool.
     """
 
@@ -76,7 +76,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One Langevin step of every chain. A step that diverges is never made, and marked."""
     position, momentum, value, gradient = leapfrog(
-        log_density, state.position, randomness.noise, state.gradient, (2 * parameters.step_size).sqrt()
+        log_density, state.position, randomness.noise, state.gradient, column((2 * parameters.step_size).sqrt())
     )
     initial_energy, energy = hamiltonian(state.log_density, randomness.noise), hamiltonian(value, momentum)
     error = energy_error(energy, initial_energy, gradient)

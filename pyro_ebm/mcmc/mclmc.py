@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal
-from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error
+from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, column, energy_error
 from pyro_ebm.mcmc.isokinetic import check_dimension, isokinetic_leapfrog, unit
 
 
@@ -23,7 +23,7 @@ class Parameters(NamedTuple):
     """What adaptation and the user set.
 
     Attributes:
-        step_size: the length ε of a step, `()`: a leapfrog step of Hamiltonian dynamics times `√dim`.
+        step_size: the length ε of a step, `()` or `(chains,)`: a leapfrog step of Hamiltonian dynamics times `√dim`.
         decoherence_length: the length L after which the velocity is forgotten, `()`; the size of the density,
             `√(Σ Var x_i)`, is a good one.
     """
@@ -82,11 +82,12 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One step of every chain. A step that diverges is never made, and marked; the chain turns round."""
-    refreshed_length = parameters.step_size / parameters.decoherence_length
+    step_size = column(parameters.step_size)
+    refreshed_length = step_size / parameters.decoherence_length
     fresh = (-(-2 * refreshed_length).expm1() / state.position.shape[-1]).sqrt() * randomness.noise
     start = unit((-refreshed_length).exp() * state.velocity + fresh)
     position, velocity, value, gradient, kinetic = isokinetic_leapfrog(
-        log_density, state.position, start, state.gradient, parameters.step_size
+        log_density, state.position, start, state.gradient, step_size
     )
     error = energy_error(kinetic - value, -state.log_density, gradient)
     diverging = error > MAX_ENERGY_ERROR

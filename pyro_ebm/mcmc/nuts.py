@@ -26,7 +26,7 @@ class Parameters(NamedTuple):
     """What adaptation sets.
 
     Attributes:
-        step_size: the leapfrog step, `()`; a trajectory keeps the step with which it started.
+        step_size: the leapfrog step, `()` or `(chains,)`; a trajectory keeps the step with which it started.
         max_tree_depth: a trajectory has at most `2 ** max_tree_depth - 1` leapfrog steps.
     """
 

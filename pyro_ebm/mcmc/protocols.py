@@ -57,6 +57,11 @@ class Adaptation(Protocol):
         """The present step size, `()`."""
         ...
 
+    @property
+    def step_sizes(self) -> Tensor:
+        """That of each chain, `(chains,)`, shorter for those that do not move."""
+        ...
+
     def adapt(self, info: Any, sound: Tensor, target: float) -> Adaptation:
         """Take in the transitions of the chains that are `sound` `(chains,)`, towards a target acceptance."""
         ...

@@ -16,11 +16,11 @@ from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
-from pyro_ebm.mcmc.integrator import choose
+from pyro_ebm.mcmc.integrator import choose, column
 
 
 class Parameters(NamedTuple):
-    """What adaptation sets: the `step_size` ε, `()`."""
+    """What adaptation sets: the `step_size` ε, `()` or `(chains,)`."""
 
     step_size: Tensor
 
@@ -71,7 +71,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One step of every chain."""
-    position = state.position + parameters.step_size * randomness.noise
+    position = state.position + column(parameters.step_size) * randomness.noise
     value, _ = log_density(position)
     sound = torch.isfinite(state.log_density) & (value < torch.inf)
     log_ratio = torch.where(sound, value - state.log_density, -torch.inf)

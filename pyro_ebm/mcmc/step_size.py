@@ -15,6 +15,8 @@ _SHRINKAGE, _STABILITY, _FORGETTING = 0.05, 10.0, 0.75
 _MAX_DOUBLINGS = 60
 # A chain below this acceptance does not move: it is where the density is broken, or the step far too long for it.
 _NEVER_ACCEPTS = 1e-3
+# Transitions in a row in which a chain may accept nothing before its own step is shortened.
+_PATIENCE = 3
 # The share of chains that must have tried a step size before it is judged.
 _QUORUM = 0.75
 
@@ -60,7 +62,7 @@ class DualAveraging(NamedTuple):
     the mean over chains of what each accepted. Trajectories that began with an earlier ε say nothing of the present one
     and do not count; nor would it do to go by the chains that end first, which are those that accept least. A chain
     that rejects everything ends a transition in every tick, and must not outweigh the others: while such chains are a
-    minority they are left out.
+    minority they are left out, and each is given shorter and shorter steps of its own until it moves.
 
     Attributes:
         log_step_size: the present `log ε`.
@@ -71,6 +73,8 @@ class DualAveraging(NamedTuple):
         acceptance_sum: of the transitions of each chain since the last update, `(chains,)`.
         transitions: their number, `(chains,)`.
         stale: which chains are in a trajectory that began before the last update, `(chains,)`.
+        failures: how many transitions each chain has made in a row without accepting anything, less those in a row
+            since, `(chains,)`.
     """
 
     log_step_size: Tensor
@@ -81,6 +85,7 @@ class DualAveraging(NamedTuple):
     acceptance_sum: Tensor
     transitions: Tensor
     stale: Tensor
+    failures: Tensor
 
     @classmethod
     def start(cls, step_size: Tensor, num_chains: int) -> "DualAveraging":
@@ -91,7 +96,7 @@ class DualAveraging(NamedTuple):
         """
         zero, log_step = torch.zeros_like(step_size), step_size.log()
         nothing = zero.expand(num_chains)
-        return cls(log_step, log_step, log_step, zero, zero, nothing, nothing, nothing > 0)
+        return cls(log_step, log_step, log_step, zero, zero, nothing, nothing, nothing > 0, nothing)
 
     def update(self, acceptance: Tensor, done: Tensor, target: float, *, delayed: bool = False) -> "DualAveraging":
         """Take in the acceptance probabilities `(chains,)` of the chains that are `done`, `(chains,)`.
@@ -102,11 +107,14 @@ class DualAveraging(NamedTuple):
             target: what to adapt to.
             delayed: whether what follows a transition that ends has begun before this update, with the present ε.
         """
-        counted = done & ~self.stale
+        counted = done & ~self.stale & (self.failures <= _PATIENCE)
+        failures = torch.where(acceptance > _NEVER_ACCEPTS, self.failures - 1, self.failures + 1)
+        failures = torch.where(done, failures.clamp(0, _MAX_DOUBLINGS), self.failures)
         acceptance_sum = self.acceptance_sum + torch.where(counted, acceptance, 0)
         transitions = self.transitions + counted
         reporting = transitions > 0
-        full = reporting.sum() >= _QUORUM * done.shape[0]
+        eligible = (failures <= _PATIENCE).sum()
+        full = (reporting.sum() >= _QUORUM * eligible) & reporting.any()
         means = acceptance_sum / transitions.clamp(min=1)
         moving = reporting & (means > _NEVER_ACCEPTS)
         heard = torch.where(2 * moving.sum() >= reporting.sum(), moving, reporting)
@@ -125,17 +133,21 @@ class DualAveraging(NamedTuple):
             acceptance_sum=torch.zeros_like(acceptance_sum),
             transitions=torch.zeros_like(transitions),
             stale=torch.ones_like(done) if delayed else torch.zeros_like(done),
+            failures=failures,
         )
-        waiting = self._replace(acceptance_sum=acceptance_sum, transitions=transitions, stale=self.stale & ~done)
+        waiting = self._replace(
+            acceptance_sum=acceptance_sum, transitions=transitions, stale=self.stale & ~done, failures=failures
+        )
         return DualAveraging(*(torch.where(full, new, old) for new, old in zip(updated, waiting, strict=True)))
 
     def adapt(self, info: Info, sound: Tensor, target: float) -> "DualAveraging":
         """See `Adaptation`."""
-        return self.update(info.acceptance_rate, sound, target, delayed="n_steps" in info._asdict())
+        acceptance = torch.where(sound, info.acceptance_rate, 0)
+        return self.update(acceptance, info.done, target, delayed="n_steps" in info._asdict())
 
     def settled(self) -> "DualAveraging":
         """See `Adaptation`."""
-        return self._replace(log_step_size=self.log_average)
+        return self._replace(log_step_size=self.log_average, failures=torch.zeros_like(self.failures))
 
     def restarted(self, step_size: Tensor, *, same_scale: bool) -> "DualAveraging":
         """See `Adaptation`."""
@@ -145,3 +157,8 @@ class DualAveraging(NamedTuple):
     def step_size(self) -> Tensor:
         """The present step size, `()`."""
         return self.log_step_size.exp()
+
+    @property
+    def step_sizes(self) -> Tensor:
+        """That of each chain, `(chains,)`: halved for each failure beyond a few."""
+        return self.step_size * 0.5 ** (self.failures - _PATIENCE).clamp(min=0)

@@ -30,14 +30,14 @@ from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
-from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error, hamiltonian
+from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, column, energy_error, hamiltonian
 
 
 class Parameters(NamedTuple):
     """What adaptation and the user set.
 
     Attributes:
-        step_size: ε, `()`.
+        step_size: ε, `()` or `(chains,)`.
         friction: γ, `()`: the momentum is forgotten in a time `1/γ`, that is, in `1/(γε)` steps.
         metropolis: whether moves are accepted or rejected, or always made; `()`, bool.
     """
@@ -93,7 +93,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One step of every chain. A step that diverges is never made, and marked; the chain turns round."""
-    step_size, metropolis = parameters.step_size, parameters.metropolis
+    step_size, metropolis = column(parameters.step_size), parameters.metropolis
     friction = parameters.friction * step_size
     decay, noise = (-friction).exp(), (-(-2 * friction).expm1()).sqrt() * randomness.noise
     start = torch.where(metropolis, decay * state.momentum + noise, state.momentum)
@@ -114,7 +114,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         energy=choose(accepted, energy, initial_energy),
         energy_error=error.masked_fill(~accepted, 0),
         acceptance_rate=(-error).clamp(max=0).exp(),
-        step_size=step_size.expand(lp.shape),
+        step_size=parameters.step_size.expand(lp.shape),
         diverging=diverging,
         non_finite=torch.isinf(error),
     )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_ebm._core.linalg import NanCholesky
+
 aten = torch.ops.aten
 
 
@@ -32,7 +34,8 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     Raises:
         Exception: whatever the function raises, or the tracer where it branches on a value.
     """
-    graph: fx.GraphModule = make_fx(function, decomposition_table=_decompositions())(*inputs)
+    with NanCholesky():  # a graph has no way to raise for one chain
+        graph: fx.GraphModule = make_fx(function, decomposition_table=_decompositions())(*inputs)
     if any(_mutates(node) for node in graph.graph.nodes):
         functional = torch.func.functionalize(graph, remove="mutations")
         graph = make_fx(functional, decomposition_table=_decompositions())(*inputs)
