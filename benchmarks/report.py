@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-TITLE = "# Results\n\nEach section is written by the script of the same name; what a section says is what that run measured.\n"
+TITLE = "# Results\n\nThe scripts of the same names write the sections on samplers and on Langevin dynamics.\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -32,9 +32,7 @@ def machine() -> str:
 
 
 def write_section(path: Path, name: str, text: str) -> None:
-    """Replace a section of second order in a file, or add it; what comes before its first heading of third order that
-    is called "Why" stays as it is.
-    """
+    """Replace a section of second order in a file, or add it; the others stay as they are."""
     old = path.read_text() if path.exists() else TITLE
     parts = re.split(r"^(?=## )", old, flags=re.MULTILINE)
     new = f"## {name}\n\n{text.strip()}\n"

@@ -51,7 +51,7 @@ ONE_THREAD = {
 CHAINS = (1, 4, 64, 1024)
 FEW, MANY = (1, 4, 64, 1024), (64, 1024)
 LENGTHS = {1: (1000, 1000), 4: (1000, 1000), 64: (500, 1000), 1024: (300, 300)}  # warm-up and draws, by chains
-PYRO_LENGTH = (300, 300)
+PYRO, PYRO_LENGTH = "pyro-NUTS", (300, 300)
 QUICK = {
     "targets": ["eight_schools"],
     "chains": [4, 64],
@@ -102,10 +102,10 @@ class Job:
     @property
     def length(self) -> tuple[int, int]:
         """Warm-up transitions and draws of each chain."""
-        return PYRO_LENGTH if self.sampler == "pyro-NUTS" else LENGTHS.get(self.chains, (500, 1000))
+        return PYRO_LENGTH if self.sampler == PYRO else LENGTHS.get(self.chains, (500, 1000))
 
     def __str__(self) -> str:
-        return f"{self.target}, {SAMPLERS[self.sampler].title}, {self.chains} chains"
+        return f"{self.target}, {SAMPLERS[self.sampler].title}, {self.chains:,} chain{'s' if self.chains > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -198,19 +198,21 @@ def launch(job: Job, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     columns = [parameters[..., i] for i in range(parameters.shape[-1])]
     report["draws"] = parameters.shape[1]
     report["ess"] = min(float(az.ess(column)) for column in columns)
+    if len(parameters) == 1:  # ArviZ wants two chains, and splits each: so one is split beforehand
+        columns = [column[:, : column.size // 2 * 2].reshape(2, -1) for column in columns]
     report["r_hat"] = max(float(az.rhat(column)) for column in columns)
     return report
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
-    """All jobs that were asked for; the samplers of one target and number of chains next to one another."""
-    return [
-        Job(target, sampler, chains)
-        for target in options.targets
-        for chains in options.chains
-        for sampler in options.samplers
-        if chains in SAMPLERS[sampler].chains and (options.peer_python or not SAMPLERS[sampler].peer)
-    ]
+    """All jobs that were asked for, those of one target and number of chains in a row; Pyro always with one chain."""
+    samplers = [name for name in options.samplers if options.peer_python or not SAMPLERS[name].peer]
+    jobs = []
+    for target in options.targets:
+        jobs += [Job(target, PYRO, 1)] if PYRO in samplers else []
+        for chains in options.chains:
+            jobs += [Job(target, name, chains) for name in samplers if chains in SAMPLERS[name].chains and name != PYRO]
+    return jobs
 
 
 class Results:
@@ -228,6 +230,7 @@ class Results:
         return any(record["repeat"] == repeat or "failure" in record["report"] for record in kept)
 
     def add(self, job: Job, repeat: int, report: dict[str, Any]) -> None:
+        """Keep a report."""
         self.records.append({"job": vars(job), "repeat": repeat, "report": report})
         if self.path is not None:
             with self.path.open("a") as file:
@@ -241,6 +244,7 @@ class Results:
         return {job: Row.median(rows) for job, rows in found.items()}
 
     def versions(self) -> dict[str, str]:
+        """Of all packages that were measured."""
         return {k: v for record in self.records for k, v in record["report"].get("versions", {}).items()}
 
 
@@ -285,13 +289,20 @@ def _order(job: Job) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio on one target: `bound` if the peer did not finish, so that it is at least so much."""
+    """A ratio on one target.
+
+    Attributes:
+        value: the ratio.
+        bound: whether the peer did not finish, so that it is at least so much.
+        doubtful: whether chains of either had not converged.
+    """
 
     value: float
     bound: bool = False
+    doubtful: bool = False
 
     def __str__(self) -> str:
-        return ("≥ " if self.bound else "") + number(self.value)
+        return ("≥ " if self.bound else "") + number(self.value) + ("*" if self.doubtful else "")
 
 
 @dataclass(frozen=True)
@@ -328,15 +339,18 @@ def speed_ratio(rows: dict[Job, Row], ours: Sequence[str], chains: int, peer: st
 
     def ratio(target: str) -> Ratio | None:
         found = [rows[Job(target, name, chains)] for name in ours if Job(target, name, chains) in rows]
-        best = max((row.per_cpu_second for row in found if not row.failure), default=None)
+        best = max((row for row in found if not row.failure), key=lambda row: row.per_cpu_second, default=None)
         other = rows.get(Job(target, peer, peer_chains))
         if best is None or other is None:
             return None
         if other.failure:  # as if all its draws had been independent, and the whole time had gone into sampling
             limit = _limit(other.failure)
             job = Job(target, peer, peer_chains)
-            return Ratio(best * limit / (job.chains * job.length[1]), bound=True) if limit else None
-        return Ratio(best / other.per_cpu_second)
+            doubtful = best.r_hat > CONVERGED
+            value = best.per_cpu_second * (limit or math.nan) / (job.chains * job.length[1])
+            return Ratio(value, bound=True, doubtful=doubtful) if limit else None
+        doubtful = max(best.r_hat, other.r_hat) > CONVERGED
+        return Ratio(best.per_cpu_second / other.per_cpu_second, doubtful=doubtful)
 
     return ratio
 
@@ -362,7 +376,7 @@ def cold_ratio(rows: dict[Job, Row], chains: int) -> Any:
 def goals(rows: dict[Job, Row]) -> list[Goal]:
     """The project's targets that are measured here."""
     nuts, many = ("pyro_ebm-NUTS",), OURS_FOR_MANY
-    pyro, numpyro, chees = "pyro-NUTS", "numpyro-NUTS", "blackjax-ChEES"
+    pyro, numpyro, chees = PYRO, "numpyro-NUTS", "blackjax-ChEES"
     best = (*nuts, *many)
     return [
         Goal("NUTS, 4 chains, to Pyro's NUTS: 100 on each", speed_ratio(rows, nuts, 4, pyro, 1), each=100),
@@ -405,7 +419,7 @@ def section(results: Results, options: argparse.Namespace) -> str:
     short |= {"gaussian_diagonal": "Gaussian diagonal", "gaussian_rotated": "Gaussian rotated"}
     versions = ", ".join(f"{name} {number}" for name, number in sorted(results.versions().items()))
     repeats = max((record["repeat"] for record in results.records), default=0) + 1
-    lengths = ", ".join(f"{n:,} chains {w:,} + {d:,}" for n, (w, d) in LENGTHS.items())
+    lengths = ", ".join(f"{n:,} {'chain' if n == 1 else 'chains'} {w:,} + {d:,}" for n, (w, d) in LENGTHS.items())
     asked = [
         f"--{name} {' '.join(map(str, getattr(options, name)))}"
         for name, default in (("targets", list(TARGETS)), ("chains", list(CHAINS)), ("samplers", list(SAMPLERS)))
@@ -429,7 +443,8 @@ executed, those of chains that wait in lock step included. An R-hat above {CONVE
 ### Against the targets
 
 Ratios of the smallest ESS per cpu-second, ours to the peer's, except where seconds are named; ≥ where the peer was
-not done within the limit, counted as if it had made all its draws by then, and all of them independent.
+not done within the limit, counted as if it had made all its draws by then, and all of them independent; * where chains
+had not converged (R-hat above {CONVERGED}).
 
 {table(["to reach", *short.values(), "mean", ""], [goal.cells() for goal in goals(rows)])}
 

@@ -400,7 +400,7 @@ def test_the_criterion_of_chees_grows_as_its_gradient_says(dim: int) -> None:
     assert bool(info.done.all())
     assert bool((state.position != start).all())  # all are accepted
     growth = (torch.stack(values[2:]) - torch.stack(values[:-2])) / (2 * step_size)
-    # A central difference errs by a sixth of the third derivative: of an even quartic in functions of frequency up to √2.
+    # A central difference errs by a sixth of the third derivative: of a quartic in functions of frequency up to √2.
     bound = step_size**2 / 6 * (4 * math.sqrt(2)) ** 3 * float(torch.stack(values).max())
     torch.testing.assert_close(torch.stack(gradients[1:-1]) / 2.0, growth, rtol=0, atol=bound)
     assert float(growth.abs().max()) > 100 * bound
@@ -708,10 +708,10 @@ def test_a_chain_does_not_depend_on_the_others(sampler: SamplerCase) -> None:
     algorithm, log_density = sampler.make(), log_density_of(Funnel(3, 1.0).double())
     start, random = Funnel(3, 1.0).double().sample((7,), generator=generator(1)), generator(2)
     rows = [algorithm.draw_randomness(start, random) for _ in range(40)]
-    parameters = parameters_of(algorithm, 0.4, start)
 
     def run(chains: slice) -> tuple[Tensor, Tensor]:
         mine = [rows_of(row, chains) for row in rows]
+        parameters = parameters_of(algorithm, 0.4, start[chains])
         state, draws, done = algorithm.init(log_density, start[chains], parameters, mine[0]), [], []
         for row in mine[1:]:
             state, info = algorithm.step(log_density, state, row, parameters)

@@ -748,14 +748,14 @@ def test_divergences_are_counted_by_chain() -> None:
 class Island(Energy):
     """A standard normal without a density beyond 6, but for a flat spot at 1000, which no leapfrog leaves.
 
-    The spot has room for the rounding of a change of metric, and for no step.
+    The spot has room for the rounding of every change of metric, by 6e-5 at the most, and for no step.
     """
 
     def __init__(self) -> None:
         super().__init__(())
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.where((x - 1000).abs() < 2e-4, 0.0, torch.where(x.abs() < 6, 0.5 * x.square(), torch.nan))
+        return torch.where((x - 1000).abs() < 4e-4, 0.0, torch.where(x.abs() < 6, 0.5 * x.square(), torch.nan))
 
 
 @pytest.mark.parametrize("kernel", EXACT)
@@ -770,7 +770,7 @@ def test_a_chain_in_a_region_without_a_density_harms_no_other(kernel: type[Kerne
     stats = mcmc.sample_stats()
     assert stats["diverging"][2].all()
     assert (stats["acceptance_rate"][2] == 0).all()
-    assert ((draws(mcmc)[2] - 1000).abs() < 2e-4).all()
+    assert ((draws(mcmc)[2] - 1000).abs() < 4e-4).all()
     others = draws(mcmc)[torch.arange(12) != 2]
     assert others.isfinite().all()
     check_moments(others, 0.0, 1.0)

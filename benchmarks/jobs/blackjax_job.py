@@ -23,7 +23,7 @@ from blackjax.adaptation.base import get_filter_adapt_info_fn
 from measure import Measured, Seconds, now
 
 METRIC_CHAINS, METRIC_SHARE = 4, 0.5  # of ChEES: chains that find the metric, and their share of the warm-up
-FIRST_STEP_SIZE, LEARNING_RATE = 0.5, 0.05
+FIRST_STEP_SIZE, LEARNING_RATE = 0.5, 0.1  # the best of those tried, over these targets
 JaxArray = Any
 
 
@@ -57,15 +57,14 @@ def sample(step: Callable[..., Any], state: Any, keys: JaxArray) -> tuple[Any, J
 
 def window_adaptation(log_density: Callable[..., Any], steps: int) -> Callable[..., Any]:
     """Of NUTS in every chain: from keys and positions to states, step sizes and inverse mass matrices."""
-    adaptation = blackjax.window_adaptation(
-        blackjax.nuts, log_density, adaptation_info_fn=get_filter_adapt_info_fn()
-    )
+    adaptation = blackjax.window_adaptation(blackjax.nuts, log_density, adaptation_info_fn=get_filter_adapt_info_fn())
 
     def adapt(key: JaxArray, position: JaxArray) -> Any:
         (state, parameters), _ = adaptation.run(key, position, num_steps=steps)
         return state, parameters["step_size"], parameters["inverse_mass_matrix"]
 
-    return jax.vmap(adapt)
+    batched: Callable[..., Any] = jax.vmap(adapt)
+    return batched
 
 
 def nuts(options: argparse.Namespace, positions: JaxArray, key: JaxArray) -> tuple[Any, ...]:
@@ -100,9 +99,7 @@ def chees(options: argparse.Namespace, positions: JaxArray, key: JaxArray) -> tu
     def whitened(q: JaxArray) -> JaxArray:
         return log_density(scale * q)
 
-    adaptation = blackjax.chees_adaptation(
-        whitened, options.chains, adaptation_info_fn=get_filter_adapt_info_fn()
-    )
+    adaptation = blackjax.chees_adaptation(whitened, options.chains, adaptation_info_fn=get_filter_adapt_info_fn())
 
     numbers: dict[str, Any] = {}  # what of the parameters is no array
 

@@ -83,5 +83,6 @@ class Measured:
 
 def report(options: argparse.Namespace, measured: Measured, draws: Mapping[str, Any], packages: list[str]) -> None:
     """Save the draws, `(chains, draws, *shape)` by site, and print the line."""
-    np.savez(options.save, **{name: np.asarray(value) for name, value in draws.items()})
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in draws.items()}
+    np.savez(options.save, **arrays)
     print(json.dumps({**asdict(measured), "versions": {name: version(name) for name in packages}}), flush=True)

@@ -23,7 +23,7 @@ class Phases:
 
     def __init__(self) -> None:
         self.warmup = self.sampling = self._built = Seconds()
-        advance, build = Run.advance, run_module.build_program
+        advance, build = Run.advance, run_module.build_program  # type: ignore[attr-defined]
 
         def timed_build(*args: Any, **kwargs: Any) -> Any:
             started = now()
@@ -40,8 +40,8 @@ class Phases:
             else:
                 self.sampling = self.sampling + spent
 
-        Run.advance = timed_advance  # type: ignore[method-assign]
-        run_module.build_program = timed_build
+        Run.advance = timed_advance  # type: ignore[method-assign, assignment]
+        run_module.build_program = timed_build  # type: ignore[attr-defined]
 
 
 def model_of(target: str) -> tuple[object, tuple[Tensor, ...]]:

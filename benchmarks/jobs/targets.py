@@ -47,7 +47,8 @@ def rotated_precision() -> Array:
     generator = np.random.default_rng(20261125)
     rotation, _ = np.linalg.qr(generator.normal(size=(len(GAUSSIAN_SCALE),) * 2))
     precision = (rotation / GAUSSIAN_SCALE**2) @ rotation.T
-    return 0.5 * (precision + precision.T)
+    symmetric: Array = 0.5 * (precision + precision.T)
+    return symmetric
 
 
 def _side_by_side(draws: Draws, names: tuple[str, ...]) -> Array:
@@ -83,9 +84,7 @@ TARGETS = {
     "eight_schools": Target(
         "eight schools, non-centred", 10, lambda draws: _side_by_side(draws, ("mu", "tau", "theta_base"))
     ),
-    "logistic": Target(
-        "logistic regression 1000x25", LOGISTIC_COLUMNS, lambda draws: _side_by_side(draws, ("beta",))
-    ),
+    "logistic": Target("logistic regression 1000x25", LOGISTIC_COLUMNS, lambda draws: _side_by_side(draws, ("beta",))),
     "gaussian_diagonal": Target("Gaussian 100-d, condition 1e4, diagonal", len(GAUSSIAN_SCALE), _one_site),
     "gaussian_rotated": Target("the same, rotated", len(GAUSSIAN_SCALE), _one_site),
     "funnel": Target("funnel 10-d, non-centred", FUNNEL_DIM, _funnel_parameters),

@@ -33,6 +33,8 @@ _SLOW_TICKS = 8
 _USUAL_TICKS = 4.0
 # A new metric whose variances differ from the old one's by less than this factor, in logarithms, changes no scale.
 _SAME_SCALE = 0.7
+# A log density so many median deviations below the median is not one of the bulk.
+_FAR = 10.0
 Compile = Literal["no", "fast", "yes"]
 # The share of what a window still needs that is done before looking again.
 _WINDOW_SHARE = 0.5
@@ -254,7 +256,11 @@ class Run:
         if self.settings.save_warmup:
             self.warmup_draws.record(done, values, unwhiten)
         if self._windows[self._window].renews_metric:
-            sound = done & torch.isfinite(info.lp) & ~info.diverging
+            # A chain that needs shorter steps than the others is on its way to the bulk, or lost.
+            usual = self._adaptation.step_sizes == self._adaptation.step_size
+            sound = done & torch.isfinite(info.lp) & ~info.diverging & usual
+            if finished:
+                sound = sound & (info.lp > _implausible(info.lp[sound], whitened.shape[-1]))
             self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
 
     def _end_window_if_due(self) -> None:
@@ -335,6 +341,18 @@ class Run:
         self.draws.load_state_dict(saved["draws"])
         self.warmup_draws.load_state_dict(saved["warmup_draws"])
         self.generator.set_state(saved["random_state"].cpu())
+
+
+def _implausible(lp: Tensor, dim: int) -> Tensor:
+    """The log density below which a draw is on its way to the bulk, or lost, and says nothing of its shape.
+
+    In the bulk, log densities spread by about `√(dim / 2)` around their median, more where tails are heavy.
+    """
+    if not len(lp):
+        return lp.new_tensor(-torch.inf)
+    median = lp.median()
+    spread = (lp - median).abs().median().clamp(min=(dim / 2) ** 0.5)
+    return median - _FAR * spread
 
 
 # What only the adaptation needs to know.

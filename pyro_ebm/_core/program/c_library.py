@@ -46,7 +46,10 @@ def _compiler() -> tuple[str, str]:
     for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
         path = shutil.which(name)
         if path:
-            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            try:
+                version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            except OSError as error:
+                raise BuildError(f"{path} does not run: {error}") from error
             return path, version.stdout
     raise BuildError("no C compiler (cc, gcc, clang or $CC) was found")
 
@@ -73,25 +76,33 @@ def build(source: str) -> ctypes.CDLL:
     errors = ""
     for extra in (_VECTOR_MATH, ("-lm",)):  # vector math is there with glibc
         key = hashlib.sha256("\0".join([source, version, _processor(), *_FLAGS, *extra]).encode()).hexdigest()[:32]
-        library = cache_folder() / f"{key}.so"
         try:
-            if not library.exists():
-                _compile(compiler, source, library, extra)
-            return ctypes.CDLL(str(library))
-        except (subprocess.CalledProcessError, OSError) as error:
+            return ctypes.CDLL(str(_built(key) or _compile(compiler, source, key, extra)))
+        except (subprocess.CalledProcessError, OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
             errors = getattr(error, "stderr", None) or str(error)
     raise BuildError(f"{compiler} failed: {errors[:500]}")
 
 
-def _compile(compiler: str, source: str, library: Path, extra: tuple[str, ...]) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+def _built(key: str) -> Path | None:
+    """A build found on disk. Its name ends in the hash of its content: one that is damaged is not found."""
+    return next((file for file in cache_folder().glob(f"{key}-*.so") if file.stem == f"{key}-{_hash(file)}"), None)
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+
+
+def _compile(compiler: str, source: str, key: str, extra: tuple[str, ...]) -> Path:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         code, made = Path(folder) / "program.c", Path(folder) / "program.so"
         code.write_text(source)
         subprocess.run(
             [compiler, *_FLAGS, str(code), "-o", str(made), *extra], check=True, capture_output=True, text=True
         )
+        library = cache_folder() / f"{key}-{_hash(made)}.so"
         os.replace(made, library)  # in one step: another process may be building the same
+    return library
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from pyro_ebm._core.program import operations as operations  # registers its handlers
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
-from pyro_ebm._core.program.lowering import Lowering
+from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
 from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE
 from pyro_ebm._core.program.statements import Buffer, Operand, Statement, View, contiguous
 
@@ -46,6 +46,9 @@ def write_source(
     lowering = Lowering(graph_module)
     outputs: list[Tensor] = list(lowering.run(*carry, *x, *constants))
     nodes = next(n for n in graph_module.graph.nodes if n.op == "output").args[0]
+    for old, new in zip(carry, outputs[: len(carry)], strict=True):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise UnsupportedError(f"a carry that turns from {_kind(old)} to {_kind(new)}")
     results = lowering.outputs(nodes)
     for view in lowering.inputs[len(carry) + len(x) :]:
         lowering.buffers[view.buffer].constant = True
@@ -88,6 +91,10 @@ def write_source(
         ]
     )
     return CSource(text, size, tuple(lowering.captured.values())), outputs
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def _replace_carry(lowering: Lowering, old: list[View], new: list[View]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from pyro_ebm._core.program.pointwise import C_TYPES
 from pyro_ebm._core.program.statements import Buffer, Indirect, Operand, Statement, View
 
@@ -79,13 +81,13 @@ def _fits(
     if statement.target_view.buffer in written:  # a second writer waits
         return False
     for view in statement.views():
-        if view.buffer in written and written[view.buffer] != view.access:
+        if view.buffer in written and (written[view.buffer] != view.access or view.buffer in statement.searched):
             return False
     for reader in statement.replaces - {number} - done:
-        if reader not in members or any(
-            view.buffer == statement.target_view.buffer and view.access != statement.target_view.access
-            for view in statements[reader].views()
-        ):
+        place = statement.target_view
+        if reader not in members or place.buffer in statements[reader].searched:
+            return False
+        if any(view.buffer == place.buffer and view.access != place.access for view in statements[reader].views()):
             return False
     return True
 
@@ -136,7 +138,7 @@ class LoopWriter:
             kind = C_TYPES[statement.dtype]
             if statement.fold is None:
                 if statement.target_view.buffer in self._needed:
-                    stores.append(f"{self._address(statement.target)} = {value};")
+                    stores.append(self._store(statement.target, value))
                 if isinstance(statement.target, View):
                     self._names[statement.target.access] = value
                 continue
@@ -153,7 +155,7 @@ class LoopWriter:
                     name = f"b{statement.target_view.buffer}"
                     before.append(f"for (int64_t i = 0; i < {count}; i++) {name}[i] = {statement.initial};")
                 simple = simple and (rank == 0 or strides[-1] != 0)
-                stores.append(f"{place} = ({kind})({_FOLDS[statement.fold].format(place, value)});")
+                stores.append(self._store(statement.target, f"({kind})({_FOLDS[statement.fold].format(place, value)})"))
         text = [*before]
         for depth in range(rank + 1):
             text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
@@ -192,17 +194,34 @@ class LoopWriter:
     def _address(self, place: View | Indirect) -> str:
         if isinstance(place, View):
             return f"b{place.buffer}[{self._index(place)}]"
-        terms = [self._index(place.view)]
-        for view, size, stride in place.indices:
-            index = self._load(view)
-            terms.append(f"({index} < 0 ? {index} + {size} : {index}) * {stride}")
+        terms = [self._index(place.view), *(f"{self._place(v, n)} * {stride}" for v, n, stride in place.indices)]
         return f"b{place.view.buffer}[{' + '.join(terms)}]"
+
+    def _place(self, index: View, size: int) -> str:
+        """The place along a dim that an index says: a negative one counts from the end."""
+        key = ("place", index.access, size)
+        if key not in self._names:
+            given = self._load(index)
+            self._names[key] = name = self._new()
+            self._lines.append(f"const int64_t {name} = {given} < 0 ? (int64_t){given} + {size} : {given};")
+        return self._names[key]
+
+    def _within(self, place: Indirect) -> str:
+        """Whether the indices are: there is no exception to raise here, and no memory beyond to read."""
+        return " && ".join(f"(uint64_t){self._place(v, n)} < {n}" for v, n, _ in place.indices)
+
+    def _store(self, place: View | Indirect, value: str) -> str:
+        where = f"if ({self._within(place)}) " if isinstance(place, Indirect) else ""
+        return f"{where}{self._address(place)} = {value};"
 
     def _load(self, source: View | Indirect) -> str:
         key: object = source.access if isinstance(source, View) else source
         if key not in self._names:
             address = self._address(source)
             buffer = self._buffers[source.buffer if isinstance(source, View) else source.view.buffer]
+            if isinstance(source, Indirect):
+                missing = "NAN" if buffer.dtype.is_floating_point else "0"
+                address = f"{self._within(source)} ? {address} : {missing}"
             self._names[key] = name = self._new()
             self._lines.append(f"const {C_TYPES[buffer.dtype]} {name} = {address};")
         return self._names[key]
@@ -217,7 +236,7 @@ class LoopWriter:
         key = ("cast", name, operand.dtype)
         if key not in self._names:
             self._names[key] = cast = self._new()
-            test = " != 0" if C_TYPES[operand.dtype] == "uint8_t" else ""
+            test = " != 0" if operand.dtype == torch.bool else ""
             self._lines.append(f"const {C_TYPES[operand.dtype]} {cast} = ({C_TYPES[operand.dtype]})({name}{test});")
         return self._names[key]
 

@@ -69,6 +69,8 @@ class Lowering(fx.Interpreter):
 
     def _given(self, value: Tensor) -> View:
         """A buffer of the caller's, with the strides of an example."""
+        if value.layout != torch.strided:
+            raise UnsupportedError(f"tensors of layout {value.layout}")
         span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
         return View(self.new_buffer(value.dtype, span, "input"), 0, tuple(value.shape), tuple(value.stride()))
 
@@ -164,6 +166,11 @@ class Lowering(fx.Interpreter):
             self._views[n] = part
             return
         name = n.target._schema.name.removeprefix("aten::")
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, Tensor) and each.dtype not in C_TYPES:
+                raise UnsupportedError(f"tensors of {each.dtype}")
+        if torch.Tag.nondeterministic_seeded in n.target.tags:
+            raise UnsupportedError(f"aten::{name}: random numbers come from outside")
         if not any(isinstance(each, Tensor) for each in n.all_input_nodes and map(self.env.get, n.all_input_nodes)):
             self._views[n] = self._capture(result)  # made of numbers alone: the same every time
         elif name in FILLS:
@@ -210,7 +217,7 @@ class Lowering(fx.Interpreter):
         names = [f"{{{i}}}" for i, a in enumerate(n.args) if isinstance(a, fx.Node | float | int)]
         if n.kwargs.get("rounding_mode") is not None or n.kwargs.get("alpha", 1) != 1:
             raise UnsupportedError(f"aten::{name} with {dict(n.kwargs)}")
-        if name == "round" and len(n.args) > 1:
+        if n.kwargs.get("decimals", 0) != 0:
             raise UnsupportedError("aten::round with decimals")
         if name == "pow" and isinstance(n.args[1], (int, float)) and dtype.is_floating_point:
             known = {
@@ -218,6 +225,7 @@ class Lowering(fx.Interpreter):
                 2: "{0} * {0}",
                 3: "{0} * {0} * {0}",
                 0.5: ARITHMETIC["sqrt"](dtype, "{0}"),
+                -0.5: ARITHMETIC["rsqrt"](dtype, "{0}"),
                 -1: "1 / {0}",
             }
             if n.args[1] in known:

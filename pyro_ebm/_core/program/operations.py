@@ -24,6 +24,8 @@ def _argument(n: Any, position: int, name: str, default: Any = None) -> Any:
 
 @handles("view", "_unsafe_view", "reshape")
 def _view(lowering: Lowering, n: Any, result: Tensor) -> View:
+    if result.dtype != lowering.dtype(n.args[0]):
+        raise UnsupportedError("aten::view as another dtype")
     return _reshaped(lowering, lowering.view(n.args[0]), result)
 
 
@@ -144,17 +146,19 @@ _FOLDS = {
 def _reduce(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View]:
     name = n.target._schema.name.removeprefix("aten::")
     if not isinstance(result, Tensor):
-        places = _extreme_places(lowering, lowering.view(n.args[0]), n.args[1], name)
-        found = _along(lowering.view(n.args[0]), n.args[1] % len(places.sizes), places)
+        source = _vector(lowering.view(n.args[0]))
+        places = _extreme_places(lowering, source, n.args[1], name)
+        found = _along(source, n.args[1] % len(places.sizes), places)
         values = lowering.elementwise(result[0].dtype, "{0}", [Operand(found, result[0].dtype)], places.sizes)
         return [_reshaped(lowering, values, result[0]), _reshaped(lowering, places, result[1])]
     source, dtype = lowering.view(n.args[0]), result.dtype
     dims = _argument(n, 1, "dim")
     rank = len(source.sizes)
-    dims = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    fold = _FOLDS[name]
+    everything = dims is None or (dims == [] and fold not in ("or", "and"))
+    dims = range(rank) if everything else [dims] if isinstance(dims, int) else dims
     reduced = {dim % rank for dim in dims} if rank else set()
     kept = tuple(1 if i in reduced else size for i, size in enumerate(source.sizes))
-    fold = _FOLDS[name]
     start = {
         "sum": 0,
         "prod": 1,
@@ -186,7 +190,7 @@ def _reduce(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View]:
 
 @handles("argmax", "argmin")
 def _argument_of_extreme(lowering: Lowering, n: Any, result: Tensor) -> View:
-    source, dim = lowering.view(n.args[0]), _argument(n, 1, "dim")
+    source, dim = _vector(lowering.view(n.args[0])), _argument(n, 1, "dim")
     if dim is None:
         source, dim = lowering.copy(source, lowering.dtype(n.args[0])), 0
         source = View(source.buffer, source.offset, (source.numel,), (1,))
@@ -301,7 +305,7 @@ def _indexed(lowering: Lowering, table: View, indices: Sequence[Any]) -> Indirec
     """`table[indices]`, where `None` keeps a dim."""
     given = [i for i, index in enumerate(indices) if index is not None]
     views = {i: lowering.view(indices[i]) for i in given}
-    if any(lowering.dtype(indices[i]) == torch.bool for i in given):
+    if any(lowering.dtype(indices[i]) in (torch.bool, torch.uint8) for i in given):
         raise UnsupportedError("aten::index with a boolean mask")
     shape = tuple(torch.broadcast_shapes(*(v.sizes for v in views.values())))
     together = given == list(range(given[0], given[-1] + 1))
@@ -330,11 +334,17 @@ def _index(lowering: Lowering, n: Any, result: Tensor) -> View:
 
 @handles("index_select")
 def _index_select(lowering: Lowering, n: Any, result: Tensor) -> View:
-    table, dim = lowering.view(n.args[0]), n.args[1]
-    found = _indexed(lowering, table, [*[None] * (dim % len(table.sizes)), n.args[2]])
-    return lowering.loop(
-        result.dtype, "{0}", [Operand(found, result.dtype)], lowering.new_view(result.dtype, result.shape)
-    )
+    table, index = (_vector(lowering.view(n.args[i])) for i in (0, 2))
+    dim = n.args[1] % len(table.sizes)
+    sizes = (*table.sizes[:dim], *index.sizes, *table.sizes[dim + 1 :])
+    strides = tuple(index.strides[0] if i == dim else 0 for i in range(len(sizes)))
+    found = _along(table, dim, View(index.buffer, index.offset, sizes, strides))
+    return _reshaped(lowering, lowering.elementwise(result.dtype, "{0}", [Operand(found, result.dtype)], sizes), result)
+
+
+def _vector(view: View) -> View:
+    """A view that has dims: torch takes a number for a vector of one."""
+    return view if view.sizes else replace(view, sizes=(1,), strides=(1,))
 
 
 def _along(table: View, dim: int, index: View) -> Indirect:
@@ -347,30 +357,33 @@ def _along(table: View, dim: int, index: View) -> Indirect:
 
 @handles("gather")
 def _gather(lowering: Lowering, n: Any, result: Tensor) -> View:
-    table, index = lowering.view(n.args[0]), lowering.view(n.args[2])
-    found = _along(table, n.args[1] % len(table.sizes), index)
-    return lowering.loop(
-        result.dtype, "{0}", [Operand(found, result.dtype)], lowering.new_view(result.dtype, result.shape)
-    )
+    table, index = (_vector(lowering.view(n.args[i])) for i in (0, 2))
+    found = Operand(_along(table, n.args[1] % len(table.sizes), index), result.dtype)
+    return _reshaped(lowering, lowering.elementwise(result.dtype, "{0}", [found], index.sizes), result)
 
 
 @handles("scatter", "scatter_add")
 def _scatter(lowering: Lowering, n: Any, result: Tensor) -> View:
     if len(n.args) > 4 or n.kwargs:
         raise UnsupportedError("aten::scatter with reduce")
-    dtype, index = result.dtype, lowering.view(n.args[2])
+    dtype, index = result.dtype, _vector(lowering.view(n.args[2]))
     out = lowering.loop(
         dtype, "{0}", [lowering.operand(n.args[0], tuple(result.shape), dtype)], lowering.new_view(dtype, result.shape)
     )
     source: Any = n.args[3]
     if isinstance(source, fx.Node):
-        view = lowering.view(source)
+        view = _vector(lowering.view(source))
         operand = Operand(replace(view, sizes=index.sizes), dtype)
     else:
         operand = Operand(literal(source, dtype), dtype)
-    fold = "sum" if "scatter_add" in str(n.target) else None
-    lowering.loop(dtype, "{0}", [operand], _along(out, n.args[1] % result.dim(), index), fold)
+    fold = _sum_of(dtype) if "scatter_add" in str(n.target) else None
+    table = _vector(out)
+    lowering.loop(dtype, "{0}", [operand], _along(table, n.args[1] % len(table.sizes), index), fold)
     return out
+
+
+def _sum_of(dtype: torch.dtype) -> str:
+    return "or" if dtype == torch.bool else "sum"
 
 
 @handles("index_put", "_unsafe_index_put")
@@ -380,7 +393,7 @@ def _index_put(lowering: Lowering, n: Any, result: Tensor) -> View:
         dtype, "{0}", [lowering.operand(n.args[0], tuple(result.shape), dtype)], lowering.new_view(dtype, result.shape)
     )
     target = _indexed(lowering, out, n.args[1])
-    fold = "sum" if _argument(n, 3, "accumulate", False) else None
+    fold = _sum_of(dtype) if _argument(n, 3, "accumulate", False) else None
     lowering.loop(dtype, "{0}", [lowering.operand(n.args[2], target.view.sizes, dtype)], target, fold)
     return out
 

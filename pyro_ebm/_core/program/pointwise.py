@@ -20,7 +20,7 @@ C_TYPES = {
 def literal(value: float | int | bool, dtype: torch.dtype) -> str:
     """A number as a C constant of a dtype."""
     if not dtype.is_floating_point:
-        return f"(({C_TYPES[dtype]}){int(value)}LL)"
+        return f"(({C_TYPES[dtype]}){int(bool(value) if dtype == torch.bool else value)}LL)"
     value = float(value)
     if math.isnan(value):
         text = "NAN"
@@ -47,9 +47,32 @@ def _format(template: str) -> Callable[..., str]:
     return expression
 
 
+def _whole(floating: Callable[..., str], integer: Callable[..., str]) -> Callable[..., str]:
+    """One expression for floats, and one for integers, which a float does not hold."""
+
+    def expression(dtype: torch.dtype, *operands: str) -> str:
+        return (floating if dtype.is_floating_point else integer)(dtype, *operands)
+
+    return expression
+
+
+def _rounding(name: str) -> Callable[..., str]:
+    return _whole(_call(name), _format("{0}"))
+
+
+def _shift(within: str, beyond: str) -> Callable[..., str]:
+    """A shift by as many bits as there are, or more, or by a negative number, is `beyond`."""
+
+    def expression(dtype: torch.dtype, *operands: str) -> str:
+        bits = f"sizeof({C_TYPES[dtype]}) * 8"
+        return f"((uint64_t){operands[1]} < {bits} ? {within} : {beyond})".format(*operands)
+
+    return expression
+
+
 # Operations whose operands are first cast to the dtype of the result. Comparisons cast to the operands' common dtype.
 ARITHMETIC: dict[str, Callable[..., str]] = {
-    "add": _format("{0} + {1}"),
+    "add": lambda dtype, x, y: f"{x} {'|' if dtype == torch.bool else '+'} {y}",
     "sub": _format("{0} - {1}"),
     "mul": _format("{0} * {1}"),
     "div": _format("{0} / {1}"),
@@ -57,11 +80,11 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
     "minimum": _format("MINIMUM({0}, {1})"),
     "clamp_min": _format("MAXIMUM({0}, {1})"),
     "clamp_max": _format("MINIMUM({0}, {1})"),
-    "fmod": _call("fmod"),
+    "fmod": _whole(_call("fmod"), _format("({1} == 0 || {1} == -1 ? 0 : {0} % {1})")),
     "atan2": _call("atan2"),
-    "pow": _call("pow"),
+    "pow": _whole(_call("pow"), _format("integer_power({0}, {1})")),
     "neg": _format("-{0}"),
-    "abs": _format("({0} < 0 ? -{0} : {0})"),
+    "abs": _whole(_call("fabs"), _format("({0} < 0 ? -{0} : {0})")),
     "sign": _format("({type})(({0} > 0) - ({0} < 0))"),
     "sgn": _format("({type})(({0} > 0) - ({0} < 0))"),
     "reciprocal": _format("1 / {0}"),
@@ -73,19 +96,22 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
     "lgamma": _call("lgamma"),
     "digamma": lambda dtype, x: f"({C_TYPES[dtype]})digamma({x})",
     **{name: _call(name) for name in ("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "erf", "erfc")},
-    **{name: _call(name) for name in ("sin", "cos", "tan", "asin", "acos", "atan", "floor", "ceil", "trunc")},
+    **{name: _call(name) for name in ("sin", "cos", "tan", "asin", "acos", "atan")},
     **{name: _call(name) for name in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh")},
-    "round": _call("rint"),
+    "floor": _rounding("floor"),
+    "ceil": _rounding("ceil"),
+    "trunc": _rounding("trunc"),
+    "round": _rounding("rint"),
     "bitwise_and": _format("{0} & {1}"),
     "bitwise_or": _format("{0} | {1}"),
     "bitwise_xor": _format("{0} ^ {1}"),
     "__and__": _format("{0} & {1}"),
     "__or__": _format("{0} | {1}"),
     "__xor__": _format("{0} ^ {1}"),
-    "__lshift__": _format("{0} << {1}"),
-    "__rshift__": _format("{0} >> {1}"),
-    "bitwise_left_shift": _format("{0} << {1}"),
-    "bitwise_right_shift": _format("{0} >> {1}"),
+    "__lshift__": _shift("{0} << {1}", "0"),
+    "__rshift__": _shift("{0} >> {1}", "({0} < 0 ? -1 : 0)"),
+    "bitwise_left_shift": _shift("{0} << {1}", "0"),
+    "bitwise_right_shift": _shift("{0} >> {1}", "({0} < 0 ? -1 : 0)"),
 }
 
 COMPARISONS: dict[str, Callable[..., str]] = {
@@ -104,7 +130,6 @@ COMPARISONS: dict[str, Callable[..., str]] = {
     "logical_not": _format("{0} == 0"),
 }
 
-# What `bitwise_not` does depends on the dtype.
 COPIES = {"clone", "_to_copy", "copy", "lift_fresh_copy", "contiguous", "to"}
 ALIASES = {"detach", "alias", "lift_fresh", "detach_"}
 
@@ -125,9 +150,16 @@ typedef void gemm_f64(const char*, const char*, const int*, const int*, const in
   const int*, const double*, const int*, const double*, double*, const int*);
 typedef void gemm_f32(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
   const int*, const float*, const int*, const float*, float*, const int*);
+static int64_t integer_power(int64_t x, int64_t n) {
+  if (n < 0) return x == 1 ? 1 : x == -1 ? (n & 1 ? -1 : 1) : 0;
+  uint64_t y = 1, square = x;
+  for (; n; n >>= 1, square *= square) if (n & 1) y *= square;
+  return y;
+}
 static double digamma(double x) {
   double shift = 0;
-  if (x <= 0) { if (x == floor(x)) return NAN; shift = -M_PI / tan(M_PI * x); x = 1 - x; }
+  if (x == 0) return copysign(INFINITY, -x);
+  if (x < 0) { if (x == floor(x)) return NAN; shift = -M_PI / tan(M_PI * (x - rint(x))); x = 1 - x; }
   while (x < 10) { shift -= 1 / x; x += 1; }
   double y = 1 / (x * x);
   return shift + log(x) - 0.5 / x - y * (1.0 / 12 - y * (1.0 / 120 - y * (1.0 / 252 - y * (1.0 / 240 - y * (1.0 / 132

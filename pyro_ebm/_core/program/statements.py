@@ -176,6 +176,11 @@ class Statement:
             target=self.target.permuted(order),
         )
 
+    @property
+    def searched(self) -> set[int]:
+        """Buffers of which it reads elements that an index decides."""
+        return {o.source.view.buffer for o in self.operands if isinstance(o.source, Indirect)}
+
     def views(self) -> list[View]:
         """Every view that is read."""
         found: list[View] = []
