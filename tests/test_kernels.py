@@ -380,14 +380,18 @@ def test_chees_accepts_by_the_hamiltonian() -> None:
 
 @pytest.mark.parametrize("dim", [1, 5])
 def test_the_criterion_of_chees_grows_as_its_gradient_says(dim: int) -> None:
-    """`d/d log T` of `¼ mean (|x'|² - |x|²)²`, for chains in pairs of opposites, whose means stay at zero."""
+    """`d/d log T` of `¼ mean w² (|x'|² - |x|²)²`, for chains in pairs of opposites, whose means stay at zero.
+
+    The weights `w = 1 / (1 + |x|² / 4d)` are less for chains that start far out.
+    """
     log_density = log_density_of(QuadraticEnergy(torch.linspace(0.5, 2.0, dim, dtype=torch.float64).diag()))
     half, momentum, step_size = randn(1, 50, dim), randn(2, 50, dim), 0.01
     start = torch.cat([half, -half])
     randomness = chees.Randomness(torch.cat([momentum, -momentum]), torch.zeros(100, dtype=torch.float64))
 
     def criterion(position: Tensor) -> Tensor:
-        return 0.25 * (position.square().sum(-1) - start.square().sum(-1)).square().mean()
+        distance = start.square().sum(-1)
+        return 0.25 * ((position.square().sum(-1) - distance) / (1 + distance / (4 * dim))).square().mean()
 
     parameters = chees_parameters(step_size, 4.0)
     state, values = chees.init(log_density, start, parameters, randomness), []

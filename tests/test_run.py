@@ -600,11 +600,12 @@ def test_a_run_goes_on_on_another_rung(cache: Path) -> None:
 # Lost chains
 
 
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
-@pytest.mark.parametrize("kind", ["diagonal", "dense", "low_rank"])
-@parametrize(SAMPLERS, "sampler")
-def test_a_lost_chain_stays_and_spoils_no_other(sampler: SamplerCase, kind: str, value: float) -> None:
-    energy = QuadraticEnergy.from_moments(torch.zeros(3).double(), torch.tensor([0.1, 1.0, 10.0]).double().diag())
+SPREAD = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+
+
+def with_a_hole(value: float) -> tuple[QuadraticEnergy, LogDensity]:
+    """A Gaussian, and its log density, which is lost far out."""
+    energy = QuadraticEnergy.from_moments(torch.zeros(3).double(), SPREAD.diag())
     good = log_density_of(energy)
 
     def log_density(position: Tensor) -> tuple[Tensor, Tensor]:
@@ -612,17 +613,43 @@ def test_a_lost_chain_stays_and_spoils_no_other(sampler: SamplerCase, kind: str,
         lost = position[:, 0] > 50
         return torch.where(lost, value, good_value), torch.where(lost[:, None], math.nan, good_gradient)
 
-    start = randn(1, 16, 3)
-    start[2] = torch.tensor([100.0, 0.0, 0.0])
-    settings = RunSettings(num_samples=100, warmup_steps=100, **masses(kind, 3))
+    return energy, log_density
+
+
+LOST, OTHERS = 2, torch.arange(16) != 2
+
+
+def one_lost(start: Tensor) -> Tensor:
+    start[LOST] = torch.tensor([100.0, 0.0, 0.0])
+    return start
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@parametrize(SAMPLERS, "sampler")
+def test_a_lost_chain_stays_and_spoils_no_other(sampler: SamplerCase, value: float) -> None:
+    energy, log_density = with_a_hole(value)
+    start = one_lost(randn(1, 16, 3) * SPREAD.sqrt())  # the others at exact draws
+    settings = RunSettings(num_samples=200, warmup_steps=0, step_size=0.7, metric=DiagonalMetric(SPREAD.sqrt()))
     run = finish(make_run(log_density, start, settings, algorithm=sampler.make()))
     draws = run.draws.draws()
-    torch.testing.assert_close(draws["position"][2], start[2].expand(100, 3))
-    assert bool(draws["diverging"][2].all())
-    others = torch.arange(16) != 2
-    assert run.num_divergences.tolist() == [100 if i == 2 else 0 for i in range(16)]
-    assert_moments(draws["position"][others], energy.mean, energy.variance)
-    assert draws["acceptance_rate"][others].double().mean() < 0.99  # the step size has not shrunk to please it
+    torch.testing.assert_close(draws["position"][LOST], start[LOST].expand(200, 3))
+    assert bool(draws["diverging"][LOST].all())
+    assert run.num_divergences.tolist() == [200 if i == LOST else 0 for i in range(16)]
+    assert_moments(draws["position"][OTHERS], energy.mean, energy.variance)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("kind", ["diagonal", "dense", "low_rank"])
+@parametrize(SAMPLERS, "sampler")
+def test_the_warmup_brings_a_lost_chain_along(sampler: SamplerCase, kind: str, value: float) -> None:
+    energy, log_density = with_a_hole(value)
+    settings = RunSettings(num_samples=100, warmup_steps=100, **masses(kind, 3))
+    run = finish(make_run(log_density, one_lost(randn(1, 16, 3)), settings, algorithm=sampler.make()))
+    draws = run.draws.draws()
+    assert run.num_moved.tolist() == [int(i == LOST) for i in range(16)]
+    assert run.num_divergences.tolist() == [0] * 16
+    assert_moments(draws["position"], energy.mean, energy.variance)
+    assert 0.5 < draws["acceptance_rate"].double().mean() < 0.99  # the step size has not shrunk to please it
 
 
 @parametrize(SAMPLERS, "sampler")

@@ -324,13 +324,16 @@ class MCMC:
     @property
     def attrs(self) -> dict[str, Any]:
         """What to keep of the run beside its draws."""
+        run = self._require_run()
         return {
             "inference_library": "pyro_ebm",
             "kernel": self.kernel.algorithm().name,
             "sampling_time": self.run_time,
             "tuning_steps": self.warmup_steps,
-            "step_size": float(self._require_run().step_size),
-            "program": self._require_run().rung,
+            "step_size": float(run.step_size),
+            "target_accept_prob": run.target_acceptance,
+            "chains_moved": (run.num_moved > 0).nonzero().flatten().tolist(),
+            "program": run.rung,
         }
 
     # -- saving ------------------------------------------------------------------------------------------------------

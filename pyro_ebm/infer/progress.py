@@ -37,6 +37,13 @@ def concerns(run: Run) -> Iterator[str]:
     recorded = run.draws.draws()
     if not recorded or recorded["position"].shape[1] == 0:
         return
+    moved = (run.num_moved > 0).nonzero().flatten().tolist()
+    if moved:
+        yield (
+            f"{len(moved)} of {run.num_chains} chains (chains {moved[:_MOST_NAMED]}) were left behind in the warm-up, "
+            "where next to none of the mass is, and went on from where others were. If the model has several modes, "
+            "look at the starts."
+        )
     diverged = {chain: number for chain, number in enumerate(run.num_divergences.tolist()) if number}
     if diverged:
         named = ", ".join(f"{chain}: {number}" for chain, number in list(diverged.items())[:_MOST_NAMED])

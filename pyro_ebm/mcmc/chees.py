@@ -32,6 +32,8 @@ _LEARNING_RATE, _FORGETTING = 0.1, 0.9
 _THRIFT = 0.25
 # The average of the logarithms weighs the n-th by n to the power of minus this.
 _AVERAGING = 0.5
+# The mean squared distance of a coordinate, in units of the metric, at which a chain counts for half.
+_NEAR = 4.0
 _BITS = 20
 
 
@@ -63,6 +65,7 @@ class State(NamedTuple):
         initial_energy: H at the start of the trajectory, `(chains,)`.
         moving_position: the end of the trajectory, `(chains, dim)`, with its momentum and gradient.
         broken: which chains have diverged in this trajectory, `(chains,)`.
+        non_finite: which of them because they met a density or gradient that is not finite, `(chains,)`.
         step_size: of this trajectory, `(chains,)`.
         length: of this trajectory, `()`.
         remaining: leapfrog steps still to do, `()`.
@@ -78,6 +81,7 @@ class State(NamedTuple):
     moving_momentum: Tensor
     moving_gradient: Tensor
     broken: Tensor
+    non_finite: Tensor
     step_size: Tensor
     length: Tensor
     remaining: Tensor
@@ -124,6 +128,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
     value, gradient = log_density(position)
     trajectory = torch.ones((), dtype=torch.long, device=position.device)
     length, remaining = _length(trajectory, parameters)
+    none = torch.zeros_like(value, dtype=torch.bool)
     return State(
         position=position,
         log_density=value,
@@ -132,7 +137,8 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         moving_position=position,
         moving_momentum=randomness.momentum,
         moving_gradient=gradient,
-        broken=torch.zeros_like(value, dtype=torch.bool),
+        broken=none,
+        non_finite=none,
         step_size=parameters.step_size.expand(value.shape),
         length=length,
         remaining=remaining,
@@ -148,6 +154,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     )
     energy = hamiltonian(value, momentum)
     error = energy_error(energy, state.initial_energy, gradient)
+    non_finite = state.non_finite | (torch.isinf(error) & ~state.broken)
     broken = state.broken | (error > MAX_ENERGY_ERROR)
     remaining, n_steps = state.remaining - 1, state.n_steps + 1
     ended = remaining == 0
@@ -169,7 +176,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         n_steps=n_steps.expand(error.shape),
         trajectory_length=state.length.expand(error.shape),
         diverging=broken,
-        non_finite=torch.isinf(error) | state.broken,
+        non_finite=non_finite,
         criterion=0.25 * gain.square(),
         criterion_gradient=state.length * gain * growth,
     )
@@ -184,6 +191,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         moving_momentum=choose(done, randomness.momentum, momentum),
         moving_gradient=choose(done, draw_gradient, gradient),
         broken=broken & ~ended,
+        non_finite=non_finite & ~ended,
         step_size=torch.where(ended, parameters.step_size, state.step_size),
         length=torch.where(ended, length, state.length),
         remaining=torch.where(ended, steps, remaining),
@@ -193,14 +201,19 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
 
 
 def _spreading(start: Tensor, end: Tensor, momentum: Tensor, broken: Tensor) -> tuple[Tensor, Tensor]:
-    """`|x' - m'|² - |x - m|²` of each chain, and half of its growth `(x' - m')ᵀ p'`; m and m' are means over chains."""
+    """`|x' - m'|² - |x - m|²` of each chain, and half of its growth `(x' - m')ᵀ p'`; m and m' are means over chains.
+
+    Both count less for chains that start far from the others: one that is lost would outweigh them all.
+    """
     lost = broken.unsqueeze(-1)
     count = (~broken).sum().clamp(min=1)
     start, end, momentum = (torch.where(lost, 0, x) for x in (start, end, momentum))
     start = start - start.sum(0) / count
     end = end - end.sum(0) / count
-    gain = end.square().sum(-1) - start.square().sum(-1)
-    return torch.where(broken, 0, gain), (end * momentum).sum(-1)
+    distance = start.square().sum(-1)
+    weight = 1 / (1 + distance / (_NEAR * start.shape[-1]))
+    gain = end.square().sum(-1) - distance
+    return torch.where(broken, 0, weight * gain), weight * (end * momentum).sum(-1)
 
 
 class LengthAdaptation(NamedTuple):
@@ -242,7 +255,7 @@ class LengthAdaptation(NamedTuple):
         """The present trajectory length, `()`."""
         return self.log_length.exp()
 
-    def adapt(self, info: Info, sound: Tensor, target: float) -> "LengthAdaptation":
+    def adapt(self, info: Info, sound: Tensor, target: Tensor | float) -> "LengthAdaptation":
         """See `Adaptation`."""
         weight = torch.where(sound, info.acceptance_rate, 0)
         total = weight.sum().clamp(min=1e-6)

@@ -62,7 +62,7 @@ class Adaptation(Protocol):
         """That of each chain, `(chains,)`, shorter for those that do not move."""
         ...
 
-    def adapt(self, info: Any, sound: Tensor, target: float) -> Adaptation:
+    def adapt(self, info: Any, sound: Tensor, target: Tensor | float) -> Adaptation:
         """Take in the transitions of the chains that are `sound` `(chains,)`, towards a target acceptance."""
         ...
 

@@ -18,6 +18,7 @@ from pyro_ebm._core.program import CompiledFunction, EagerProgram, Program, buil
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal
 from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.chain_mass import ChainMass
 from pyro_ebm.mcmc.covariance import MetricEstimator, PooledVariance
 from pyro_ebm.mcmc.metric import METRICS, DiagonalMetric, Metric, whiten
 from pyro_ebm.mcmc.protocols import State
@@ -35,6 +36,9 @@ _USUAL_TICKS = 4.0
 _SAME_SCALE = 0.7
 # A log density so many median deviations below the median is not one of the bulk.
 _FAR = 10.0
+# Where more than one in 200 transitions of a window diverge, and more than a few, the distance of the target acceptance
+# from one shrinks as many times as they are too many, within bounds.
+_MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.005, 3, 0.25, 0.99
 Compile = Literal["no", "fast", "yes"]
 # The share of what a window still needs that is done before looking again.
 _WINDOW_SHARE = 0.5
@@ -107,6 +111,9 @@ class Run:
         self._in_window = torch.zeros(chains, dtype=torch.long, device=position.device)
         self._in_warmup = torch.zeros_like(self._in_window)
         self._diverged = torch.zeros_like(self._in_window)
+        self._diverged_in_window = torch.zeros_like(self._in_window)
+        self._moved = torch.zeros_like(self._in_window)
+        self._target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=position.device)
         self._acceptance = torch.zeros((), dtype=position.dtype, device=position.device)
         self._ticks = 0  # in this window
         self._pending: Any = None  # the randomness of the rest of the block
@@ -117,6 +124,7 @@ class Run:
             self._traceable, self.concerns = compiled.plain, compiled.reasons
         self._program: Program | None = None
         self._state: State
+        self._mass = ChainMass.start(position)
         self._enter_window(position)
 
     # -- what a caller may ask between blocks ------------------------------------------------------------------------
@@ -164,6 +172,16 @@ class Run:
         return self._diverged
 
     @property
+    def num_moved(self) -> Tensor:
+        """How often each chain was left behind in the warm-up, and moved to where another was, `(chains,)`."""
+        return self._moved
+
+    @property
+    def target_acceptance(self) -> float:
+        """The acceptance probability that the step size has adapted to."""
+        return float(self._target)
+
+    @property
     def rung(self) -> str:
         """What runs the ticks: `"C"`, `"Inductor"`, `"traced"` or `"eager"`."""
         return self._program.rung if self._program is not None else "eager"
@@ -206,19 +224,19 @@ class Run:
 
     def _tick(self, carry: Any, randomness: Any, constants: Any) -> tuple[Any, Any]:
         """One tick, as a function of tensors: what a program repeats."""
-        (state, adaptation), (metric, warming_up, adapting) = carry, constants
+        (state, adaptation), (metric, warming_up, adapting, target) = carry, constants
         density = whiten(metric, self._traceable)
         parameters = self.algorithm.parameters(adaptation, warming_up)
         new_state, info = self.algorithm.step(density, state, randomness, parameters)
         # A chain that is lost, or diverges wherever it goes, rejects in every tick: it would ruin the pool.
         sound = info.done & torch.isfinite(info.lp)
-        adapted = adaptation.adapt(info, sound, self.algorithm.target_accept_prob)
+        adapted = adaptation.adapt(info, sound, target)
         adaptation = pytree.tree_map(lambda new, old: torch.where(adapting, new, old), adapted, adaptation)
         return (new_state, adaptation), (info, new_state.position)
 
     def _part_of_block(self) -> None:
         flags = (self.warming_up, self.warming_up and self.settings.adapt_step_size)
-        constants = (self.metric, *(torch.tensor(flag, device=self._in_window.device) for flag in flags))
+        constants = (self.metric, *(torch.tensor(flag, device=self._target.device) for flag in flags), self._target)
         carry = (self._state, self._adaptation)
         if self._program is None:
             self._program = self._make_program(carry, pytree.tree_map(lambda x: x[0], self._pending), constants)
@@ -262,6 +280,8 @@ class Run:
             if finished:
                 sound = sound & (info.lp > _implausible(info.lp[sound], whitened.shape[-1]))
             self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
+            self._mass = self._mass.update(done, info.lp, whitened)
+            self._diverged_in_window = self._diverged_in_window + (done & info.diverging & ~info.non_finite).sum(0)
 
     def _end_window_if_due(self) -> None:
         """Windows end by the *median* count, so that no chain waits, and no lost one hurries the others.
@@ -279,6 +299,9 @@ class Run:
             self._adaptation = self._adaptation.settled()
         same_scale = True
         if window.renews_metric:
+            left_behind = self._mass.left_behind()
+            position = self._bring_along(position, left_behind)
+            self._judge_divergences(~left_behind)
             old, self.metric = self.metric, self._estimator.metric()
             ratio = (self.metric.variances / old.variances).log().abs()
             same_scale = bool(ratio.max() < _SAME_SCALE)
@@ -286,6 +309,27 @@ class Run:
                 self._program = None  # another kind of metric makes another program
         self._window += 1
         self._enter_window(position, same_scale)
+
+    def _bring_along(self, position: Tensor, left_behind: Tensor) -> Tensor:
+        """Put each chain that is left behind where one that is not has come to."""
+        number, there = int(left_behind.sum()), (~left_behind).nonzero().flatten()
+        if not number:
+            return position
+        chosen = torch.randint(len(there), (number,), generator=self.generator, device=there.device)
+        self._moved = self._moved + left_behind
+        return position.index_put((left_behind,), position[there[chosen]])
+
+    def _judge_divergences(self, chains: Tensor) -> None:
+        """Aim at shorter steps where these chains diverge too often; what is not finite, shorter steps do not mend."""
+        if self._window < max(2, len(self._windows) - 3):  # the last two windows with a metric are those to judge by
+            return
+        share = self._diverged_in_window / self._in_window.clamp(min=1)
+        chains = chains & (share < 0.5)
+        diverged, made = (int(each[chains].sum()) for each in (self._diverged_in_window, self._in_window))
+        if diverged >= _FEWEST and diverged > _MANY_DIVERGE * made:
+            shrinkage = max(_MANY_DIVERGE * made / diverged, _MOST_SHRINKAGE)
+            raised = (1 - shrinkage * (1 - self._target)).clamp(max=_GREATEST_TARGET)
+            self._target = torch.maximum(self._target, raised)
 
     def _enter_window(self, position: Tensor, same_scale: bool = False) -> None:
         """Start fresh trajectories at `position`, with the present metric; while adapting, with a new step size."""
@@ -297,6 +341,8 @@ class Run:
             self._adaptation = self._adaptation.restarted(step_size, same_scale=same_scale)
         if self.warming_up and self._windows[self._window].renews_metric:
             self._estimator = self._no_draws
+        self._mass = ChainMass.start(position)
+        self._diverged_in_window = torch.zeros_like(self._in_window)
         self._in_window, self._ticks = torch.zeros_like(self._in_window), 0
         warming_up = torch.tensor(self.warming_up, device=position.device)
         self._state = self.algorithm.init(
@@ -308,8 +354,9 @@ class Run:
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    _SAVED = ("_window", "_in_window", "_in_warmup", "_diverged", "_acceptance", "_ticks")
-    _TREES = ("metric", "_adaptation", "_estimator", "_state")
+    _COUNTS = ("_in_window", "_in_warmup", "_diverged", "_diverged_in_window", "_moved")
+    _SAVED = ("_window", *_COUNTS, "_target", "_acceptance", "_ticks")
+    _TREES = ("metric", "_adaptation", "_estimator", "_mass", "_state")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next block depends on, and the draws: tensors and numbers only."""

@@ -98,7 +98,9 @@ class DualAveraging(NamedTuple):
         nothing = zero.expand(num_chains)
         return cls(log_step, log_step, log_step, zero, zero, nothing, nothing, nothing > 0, nothing)
 
-    def update(self, acceptance: Tensor, done: Tensor, target: float, *, delayed: bool = False) -> "DualAveraging":
+    def update(
+        self, acceptance: Tensor, done: Tensor, target: Tensor | float, *, delayed: bool = False
+    ) -> "DualAveraging":
         """Take in the acceptance probabilities `(chains,)` of the chains that are `done`, `(chains,)`.
 
         Args:
@@ -140,7 +142,7 @@ class DualAveraging(NamedTuple):
         )
         return DualAveraging(*(torch.where(full, new, old) for new, old in zip(updated, waiting, strict=True)))
 
-    def adapt(self, info: Info, sound: Tensor, target: float) -> "DualAveraging":
+    def adapt(self, info: Info, sound: Tensor, target: Tensor | float) -> "DualAveraging":
         """See `Adaptation`."""
         acceptance = torch.where(sound, info.acceptance_rate, 0)
         return self.update(acceptance, info.done, target, delayed="n_steps" in info._asdict())

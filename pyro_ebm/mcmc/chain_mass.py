@@ -1,0 +1,75 @@
+"""Chains that the warm-up has left behind: in a mode, or a place, that holds next to nothing of the mass.
+
+The mass that a chain's draws speak for follows from themselves: restricted to the region that the chain moves in,
+`log ∫ exp(lp(x)) dx = E[lp] + H`, with H the entropy of the draws, and H is at most that of a Gaussian with their
+variances, `Σ log sd_i + const`. Where this bound is far below the others', the chain would have to be there for next to
+none of its draws.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# A chain is left behind by a factor of exp(20) in mass, or by ten times the usual spread between chains; with fewer
+# draws, or beside fewer chains, it is not judged.
+_LEAST_NATS, _SPREADS = 20.0, 10.0
+_LEAST_DRAWS, _LEAST_CHAINS = 5, 4
+
+
+class ChainMass(NamedTuple):
+    """Running moments of the draws of each chain.
+
+    Attributes:
+        num_draws: draws of each chain, `(chains,)`.
+        lp: the mean of their log densities, `(chains,)`.
+        mean: their mean, `(chains, dim)`.
+        scatter: the sum of squared deviations, `(chains, dim)`.
+
+    References:
+        Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance.
+    """
+
+    num_draws: Tensor
+    lp: Tensor
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def start(cls, position: Tensor) -> ChainMass:
+        """No draws yet, of chains like `position` `(chains, dim)`."""
+        nothing = torch.zeros_like(position)
+        return cls(nothing[:, 0], nothing[:, 0], nothing, nothing)
+
+    def update(self, done: Tensor, lp: Tensor, position: Tensor) -> ChainMass:
+        """Take in the draws `(ticks, chains, dim)` of a block, where `done` `(ticks, chains)`."""
+        new = done.sum(0).to(lp.dtype)
+        total = self.num_draws + new
+        some = new.clamp(min=1)
+        taken = done.unsqueeze(-1)
+        new_lp = torch.where(done, lp, 0).sum(0) / some
+        new_mean = torch.where(taken, position, 0).sum(0) / some.unsqueeze(-1)
+        new_scatter = torch.where(taken, position - new_mean, 0).square().sum(0)
+        share = new / total.clamp(min=1)
+        shift = new_mean - self.mean
+        correction = (self.num_draws * share).unsqueeze(-1) * shift.square()
+        return ChainMass(
+            total,
+            self.lp + share * (new_lp - self.lp),
+            self.mean + share.unsqueeze(-1) * shift,
+            self.scatter + new_scatter + correction,
+        )
+
+    def left_behind(self) -> Tensor:
+        """Which chains are, `(chains,)`."""
+        judged = self.num_draws >= _LEAST_DRAWS
+        variance = self.scatter / self.num_draws.clamp(min=1).unsqueeze(-1)
+        log_mass = torch.nan_to_num(self.lp + 0.5 * variance.log().sum(-1), -torch.inf, torch.inf, -torch.inf)
+        if int(judged.sum()) < _LEAST_CHAINS:
+            return torch.zeros_like(judged)
+        known = log_mass[judged]
+        median = known.median()
+        spread = (known - median).abs().median()
+        return judged & (log_mass < median - (_SPREADS * spread).clamp(min=_LEAST_NATS))
