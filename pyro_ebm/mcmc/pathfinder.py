@@ -22,7 +22,9 @@ from pyro_ebm.mcmc.lbfgs import Climb
 
 MAX_ITERATIONS = 200
 # A path ends where a Newton step promises fewer nats: the mode is then far nearer than one standard deviation.
-_TOLERANCE = 1e-6
+_TOLERANCE = 1e-4
+# A path ends when so many steps in a row brought no better Gaussian: it has left the bulk.
+_PATIENCE = 20
 # The pairs that an inverse Hessian is made of, and the draws that estimate an evidence lower bound.
 _HISTORY, _NUM_DRAWS = 6, 10
 # Paths whose evidence lower bound is so many nats below the best one start elsewhere: what they found has no share of
@@ -77,19 +79,22 @@ class Fit(NamedTuple):
         draws: `(draws, paths, dim)`.
         log_density: that of the target, `(draws, paths)`.
         log_weight: `log p - log q`, `(draws, paths)`.
+        waiting: steps since, `(paths,)`.
     """
 
     elbo: Tensor
     draws: Tensor
     log_density: Tensor
     log_weight: Tensor
+    waiting: Tensor
 
     @classmethod
     def none(cls, climb: Climb, num_draws: int) -> Fit:
         """No Gaussian yet: the paths' starts stand for draws."""
         value = climb.point.value.expand(num_draws, -1)
         draws = climb.point.position.expand(num_draws, -1, -1)
-        return cls(torch.full_like(climb.point.value, -torch.inf), draws, value, torch.zeros_like(value))
+        nothing = torch.full_like(climb.point.value, -torch.inf)
+        return cls(nothing, draws, value, torch.zeros_like(value), torch.zeros_like(climb.num_iterations))
 
     def improve(self, log_density: LogDensity, climb: Climb, noise: Tensor) -> Fit:
         """Take the Gaussian around each path that has just moved, where it is better.
@@ -107,22 +112,22 @@ class Fit(NamedTuple):
         parts = [_finite_value(log_density, part) for part in draws.flatten(0, 1).split(rows)]
         value = torch.cat(parts).reshape(log_q.shape)
         log_weight = value - log_q
-        elbo = torch.where(gaussian.sound, log_weight.mean(0), -torch.inf).nan_to_num(nan=-torch.inf)
+        elbo = log_weight.mean(0)
+        elbo = torch.where(gaussian.sound & torch.isfinite(elbo), elbo, -torch.inf)
         better = climb.running & (elbo > self.elbo)
         nothing = climb.running & ~better & torch.isneginf(self.elbo)
         here = climb.point
 
         def choose(new: Tensor, own: Tensor, old: Tensor) -> Tensor:
             extra = (1,) * (old.dim() - 2)
-            return torch.where(
-                better.reshape(-1, *extra), new, torch.where(nothing.reshape(-1, *extra), own, old)
-            )
+            return torch.where(better.reshape(-1, *extra), new, torch.where(nothing.reshape(-1, *extra), own, old))
 
         return Fit(
             torch.where(better, elbo, self.elbo),
             choose(draws, here.position, self.draws),
             choose(value, here.value, self.log_density),
             choose(log_weight, torch.zeros_like(here.value), self.log_weight),
+            torch.where(better | nothing, 0, self.waiting + 1),
         )
 
 
@@ -171,6 +176,7 @@ def pathfinder(
         if not bool(climb.running.any()):
             break
         fit = fit.improve(log_density, climb, normal(fit.draws.shape, start, generator))
+        climb = climb._replace(running=climb.running & (fit.waiting < _PATIENCE))
     return resample(fit, climb, generator)
 
 
@@ -188,9 +194,7 @@ def resample(fit: Fit, climb: Climb, generator: Generator) -> Paths:
     path = torch.where(sound, torch.arange(num_paths, device=sound.device), other % num_paths)
     draw = torch.where(sound, own, other // num_paths)
     evaluations = climb.num_evaluations + num_draws * climb.num_iterations
-    return Paths(
-        fit.draws[draw, path], fit.log_density[draw, path], fit.elbo, path, climb.num_iterations, evaluations
-    )
+    return Paths(fit.draws[draw, path], fit.log_density[draw, path], fit.elbo, path, climb.num_iterations, evaluations)
 
 
 def truncated_weights(log_weight: Tensor) -> Tensor:
@@ -202,4 +206,4 @@ def truncated_weights(log_weight: Tensor) -> Tensor:
 
 def _finite_value(log_density: LogDensity, position: Tensor) -> Tensor:
     value, gradient = log_density(position)
-    return torch.where(torch.isfinite(gradient).all(-1), value, torch.nan)
+    return torch.where(torch.isfinite(value) & torch.isfinite(gradient).all(-1), value, -torch.inf)
