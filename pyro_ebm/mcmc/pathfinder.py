@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm._core.randomness import normal
+from pyro_ebm._core.randomness import normal, uniform
 from pyro_ebm.mcmc.lbfgs import Climb
 
 MAX_ITERATIONS = 200
@@ -28,8 +28,9 @@ _PATIENCE = 20
 # The pairs that an inverse Hessian is made of, and the draws that estimate an evidence lower bound.
 _HISTORY, _NUM_DRAWS = 6, 10
 # Paths whose evidence lower bound is so many nats below the best one start elsewhere: what they found has no share of
-# the target's mass, and their chains would not leave it.
-MAX_DEFICIT = 30.0
+# the target's mass, and their chains would not leave it. Fits of one mode differ by about √dim nats, so that in many
+# dimensions it is so many times that.
+_MAX_DEFICIT, _MAX_DEFICIT_PER_ROOT = 30.0, 5.0
 # Numbers that are given to the log density at once.
 _MOST_NUMBERS = 2**23
 
@@ -63,9 +64,9 @@ class Gaussian(NamedTuple):
 
     def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Standard normal `(draws, paths, dim)` to draws, and their log densities `(draws, paths)`."""
-        inside = noise.unsqueeze(-2) @ self.basis
+        inside = noise.transpose(0, 1) @ self.basis
         stretch = (inside @ self.factor.mT - inside) @ self.basis.mT
-        draws = self.mean + self.scale * (noise + stretch.squeeze(-2))
+        draws = self.mean + self.scale * (noise + stretch.transpose(0, 1))
         log_det = self.scale.log().sum(-1) + self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = 0.5 * noise.shape[-1] * math.log(2 * math.pi)
         return draws, -0.5 * noise.square().sum(-1) - log_det - constant
@@ -157,8 +158,9 @@ def pathfinder(
     """Climb from each start, and draw from the best Gaussian on the way.
 
     A path gives one of the draws by which its evidence lower bound was estimated, chosen by their importance weights
-    `p / q`. A path whose bound is more than 30 nats below the best gets a draw of another one, chosen by the importance
-    weights of all draws of all the other paths. Weights are truncated, so that starts stay diverse.
+    `p / q`. A path whose bound is more than `max(30, 5 √dim)` nats below the best gets a draw of another path, chosen
+    by their weights among all that the better paths did not give themselves. So that starts stay diverse, weights are
+    truncated, and no draw is given twice while there are others.
 
     Args:
         log_density: the log density with its gradient.
@@ -187,21 +189,27 @@ def resample(fit: Fit, climb: Climb, generator: Generator) -> Paths:
         Ionides 2008, Truncated importance sampling.
     """
     num_draws, num_paths = fit.log_weight.shape
-    sound = fit.elbo >= fit.elbo.max() - MAX_DEFICIT
-    own = torch.multinomial(truncated_weights(fit.log_weight.mT), 1, generator=generator).squeeze(-1)
-    pool = torch.where(sound, fit.log_weight, -torch.inf).flatten()
-    other = torch.multinomial(truncated_weights(pool), num_paths, replacement=True, generator=generator)
-    path = torch.where(sound, torch.arange(num_paths, device=sound.device), other % num_paths)
-    draw = torch.where(sound, own, other // num_paths)
+    deficit = max(_MAX_DEFICIT, _MAX_DEFICIT_PER_ROOT * fit.draws.shape[-1] ** 0.5)
+    sound = fit.elbo >= fit.elbo.max() - deficit
+    path = torch.arange(num_paths, device=sound.device)
+    # Adding Gumbel noise to log weights and taking the greatest draws by weight, without replacement.
+    noise = -(-uniform(fit.log_weight.shape, fit.log_weight, generator).log()).log()
+    draw = (truncated(fit.log_weight, dim=0) + noise).argmax(0)
+    free = sound.repeat(num_draws, 1)
+    free[draw, path] = False
+    poor = int((~sound).sum())
+    pool = torch.where(free, fit.log_weight, -torch.inf).flatten()
+    order = (truncated(pool, dim=0) + noise.flatten()).topk(min(poor, int(free.sum()))).indices
+    given = order[torch.arange(poor, device=order.device) % max(len(order), 1)]
+    path[~sound], draw[~sound] = given % num_paths, given // num_paths
     evaluations = climb.num_evaluations + num_draws * climb.num_iterations
     return Paths(fit.draws[draw, path], fit.log_density[draw, path], fit.elbo, path, climb.num_iterations, evaluations)
 
 
-def truncated_weights(log_weight: Tensor) -> Tensor:
-    """Weights `(*lead, draws)`, at most `√n` times their mean."""
-    count = torch.isfinite(log_weight).sum(-1, keepdim=True)
-    mean = log_weight.logsumexp(-1, keepdim=True) - count.log()
-    return (torch.minimum(log_weight - mean, 0.5 * count.log())).exp()
+def truncated(log_weight: Tensor, dim: int) -> Tensor:
+    """Log weights, of `n` that are not -inf, with weights of at most `√n` times their mean."""
+    log_count = torch.isfinite(log_weight).sum(dim, keepdim=True).log()
+    return torch.minimum(log_weight, log_weight.logsumexp(dim, keepdim=True) - 0.5 * log_count)
 
 
 def _finite_value(log_density: LogDensity, position: Tensor) -> Tensor:
