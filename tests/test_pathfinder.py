@@ -39,6 +39,8 @@ from pyro_ebm.infer.target import build_target
 from pyro_ebm.mcmc.lbfgs import Climb, InverseHessian, LowRank
 from pyro_ebm.mcmc.pathfinder import Fit, Gaussian, pathfinder, resample, truncated
 
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_ebm._core.errors.SamplingWarning")
+
 DIM, CONDITION = 20, 1e3
 
 

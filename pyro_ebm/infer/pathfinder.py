@@ -18,9 +18,9 @@ def init_to_pathfinder(
 
     A path for each chain starts uniformly in `(-radius, radius)` of the unconstrained domain and climbs the log density
     by L-BFGS; of the Gaussians that it sees on the way, one draw of the best becomes the start. Paths that end in a
-    mode without mass (`max(30, 5 √dim)` nats below the best) get a draw of another path. It costs about as much as one
-    to three hundred gradients of all chains, and is for models whose chains would otherwise spend their warm-up on the way to
-    the bulk, or in poor local modes.
+    mode without mass (`max(30, 5 √dim)` nats below the best) get a draw of another path. It costs about as much as
+    one to three hundred gradients of all chains, and is for models whose chains would otherwise spend their warm-up on
+    the way to the bulk, or in poor local modes.
 
     Args:
         site: none: starts depend on all sites at once, so that only kernels of pyro_ebm can use it.
