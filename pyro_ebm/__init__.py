@@ -45,6 +45,7 @@ from pyro_ebm.infer import (
     Langevin,
     RandomWalk,
     UnderdampedLangevin,
+    init_to_pathfinder,
     to_arviz,
 )
 
@@ -88,6 +89,7 @@ __all__ = [
     "correlated_gaussian",
     "energy",
     "factor",
+    "init_to_pathfinder",
     "minimize",
     "mixture",
     "to_arviz",

@@ -8,6 +8,7 @@ from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
 from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
 from pyro_ebm.infer.nuts import NUTS
+from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
 from pyro_ebm.infer.underdamped import UnderdampedLangevin
 
@@ -23,5 +24,6 @@ __all__ = [
     "Langevin",
     "RandomWalk",
     "UnderdampedLangevin",
+    "init_to_pathfinder",
     "to_arviz",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_ebm._core.errors import InitializationError
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.ravel import Raveler
+from pyro_ebm.infer.pathfinder import init_to_pathfinder, pathfinder_points
 
 MAX_TRIES = 100
 
@@ -29,7 +30,7 @@ def initial_points(
     """A start for each chain with a finite density and gradient, `(chains, dim)`.
 
     Args:
-        strategy: one of Pyro's initialisation strategies, or a function of the same kind.
+        strategy: one of Pyro's initialisation strategies, a function of the same kind, or `init_to_pathfinder`.
         num_chains: number of chains.
         like: a vector `(dim,)` with the dtype and device.
         draw_one: runs a strategy that needs the model's sites, and returns one point `(dim,)`.
@@ -41,6 +42,11 @@ def initial_points(
     """
     function = strategy.func if isinstance(strategy, functools.partial) else strategy
     keywords = strategy.keywords if isinstance(strategy, functools.partial) else {}
+    if function is init_to_pathfinder:
+        options = init_to_pathfinder(**keywords).keywords
+        around = init_to_uniform(radius=options["radius"])
+        start = initial_points(around, num_chains, like, draw_one, log_density, explain)
+        return pathfinder_points(log_density, start, options["max_iterations"])
     if function is init_to_uniform:  # needs only shapes: all chains at once, and no site is sampled
         radius = keywords.get("radius", 2.0)
 

@@ -41,7 +41,7 @@ class Kernel(ABC):
         inverse_mass_matrix: the first one, over all sites side by side in unconstrained coordinates: its diagonal
             `(dim,)`, or whole `(dim, dim)`; by default the identity.
         target_accept_prob: the acceptance probability that the step size adapts to.
-        init_strategy: where chains start: one of Pyro's strategies.
+        init_strategy: where chains start: one of Pyro's strategies, or `init_to_pathfinder`.
 
     Raises:
         ValueError: if an argument is out of range.
