@@ -3,12 +3,14 @@
 from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
+from pyro_ebm.infer.elliptical_slice import EllipticalSlice
 from pyro_ebm.infer.hmc import HMC
 from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
 from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.random_walk import RandomWalk
+from pyro_ebm.infer.sgld import SGLD
 from pyro_ebm.infer.underdamped import UnderdampedLangevin
 
 __all__ = [
@@ -17,9 +19,11 @@ __all__ = [
     "MCLMC",
     "MCMC",
     "NUTS",
+    "SGLD",
     "AdjustedMCLMC",
     "Barker",
     "ChEES",
+    "EllipticalSlice",
     "Langevin",
     "RandomWalk",
     "UnderdampedLangevin",
