@@ -144,6 +144,7 @@ def test_subsets_are_uniform(size: int, count: int) -> None:
     assert float(deviation) < z_limit(len(counts))
 
 
+@pytest.mark.filterwarnings("ignore::pyro_ebm.SamplingWarning")  # nothing moves, by design
 def test_a_tick_has_a_minibatch_of_its_own_common_to_all_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains at one place, with the same noise, stay there: only a minibatch can change what they say of it."""
     noise = sgld.draw_randomness
