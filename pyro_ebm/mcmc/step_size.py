@@ -180,7 +180,7 @@ class FixedStepSize(NamedTuple):
         """Begin with a step size, `()`."""
         return cls(step_size, step_size.expand(num_chains))
 
-    def adapt(self, info: Info, sound: Tensor, target: float) -> "FixedStepSize":
+    def adapt(self, info: Info, sound: Tensor, target: Tensor | float) -> "FixedStepSize":
         """See `Adaptation`: nothing is learned."""
         return self
 
