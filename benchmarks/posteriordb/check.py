@@ -27,7 +27,7 @@ import torch
 from models import POSTERIORS, Posterior
 
 import pyro_ebm
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 
 MAX_Z, MAX_R_HAT = 4.0, 1.01
 ROW = "{:<40}{:>9}{:>12}{:>8}{:>10}{:>10}  {:<10}{:>8}  {:<10}  {}"
@@ -136,7 +136,7 @@ def row(name: str, result: Result, parameters: list[str]) -> str:
 
 
 def _is_kernel(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Kernel) and value is not Kernel
+    return isinstance(value, type) and issubclass(value, AdaptiveKernel) and value is not AdaptiveKernel
 
 
 def parse_options() -> argparse.Namespace:

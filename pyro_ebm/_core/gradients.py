@@ -13,6 +13,12 @@ def with_gradient(function: Callable[[Tensor], Tensor]) -> LogDensity:
     return lambda position: value_and_gradient(function, position)
 
 
+def value_alone(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate a function as `value_and_gradient` does, for samplers that look at no gradient: it is zero."""
+    with torch.no_grad():
+        return function(x), torch.zeros_like(x)
+
+
 def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Evaluate a batched scalar function and its gradient in one pass.
 

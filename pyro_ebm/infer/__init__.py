@@ -3,6 +3,7 @@
 from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
+from pyro_ebm.infer.elliptical_slice import EllipticalSlice
 from pyro_ebm.infer.hmc import HMC
 from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
@@ -10,6 +11,7 @@ from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
+from pyro_ebm.infer.sgld import SGLD
 from pyro_ebm.infer.underdamped import UnderdampedLangevin
 
 __all__ = [
@@ -18,9 +20,11 @@ __all__ = [
     "MCLMC",
     "MCMC",
     "NUTS",
+    "SGLD",
     "AdjustedMCLMC",
     "Barker",
     "ChEES",
+    "EllipticalSlice",
     "Langevin",
     "RandomWalk",
     "UnderdampedLangevin",

@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.mcmc.algorithm import Algorithm, barker_algorithm
 
 
 @dataclass(eq=False)
-class Barker(Kernel):
+class Barker(AdaptiveKernel):
     """The Barker proposal: exact, one gradient for each draw, and forgiving of a bad step size.
 
     Each coordinate's move is turned towards the gradient with a probability, so that a large gradient cannot throw a
     chain far off, as it does under `MALA`.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
 
     References:
         Livingstone and Zanella 2022, The Barker proposal: combining robustness and efficiency in gradient-based MCMC.

@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm
 
 
 @dataclass(eq=False)
-class ChEES(Kernel):
+class ChEES(AdaptiveKernel):
     """Hamiltonian Monte Carlo whose trajectory length is learned across chains: the fastest where chains are many.
 
     The warm-up finds the length at which chains spread out fastest together, beside the step size and the mass matrix.
     It needs chains to learn from: use 16 or more, and `NUTS` for few.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
 
     References:
         Hoffman, Radul and Sountsov 2021, An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte

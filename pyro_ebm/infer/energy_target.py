@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_ebm._core.gradients import value_and_gradient
+from pyro_ebm._core.gradients import value_alone, value_and_gradient
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.shapes import sum_rightmost
-from pyro_ebm._core.supports import unconstraining
 from pyro_ebm.distributions import EnergyDistribution
+from pyro_ebm.infer.coordinates import Coordinates, unconstrained
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.structure import LatentSite, Structure, floating_like
+from pyro_ebm.mcmc.minibatch import Subsample
 
 SITE = "x"
 
@@ -21,16 +22,21 @@ class EnergyTarget:
 
     Args:
         distribution: the distribution; elements of its batch are sampled jointly.
+        coordinates: of the site.
+        gradient: whether the density has its gradient; zeros if not.
 
     Raises:
         EnergySupportError: if its support is discrete.
     """
 
     concern: str | None = None
+    subsamples: tuple[Subsample, ...] = ()
 
-    def __init__(self, distribution: EnergyDistribution) -> None:
-        self._distribution = distribution
-        self._transform = unconstraining(distribution.support, f'site "{SITE}"')
+    def __init__(
+        self, distribution: EnergyDistribution, *, coordinates: Coordinates = unconstrained, gradient: bool = True
+    ) -> None:
+        self._distribution, self._gradient = distribution, gradient
+        self._transform = coordinates(distribution, SITE)
         shape = distribution.shape()
         free = self._transform.inverse_shape(shape)
         parameter = floating_like(distribution)
@@ -49,7 +55,7 @@ class EnergyTarget:
 
     def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
-        return value_and_gradient(self._log_density, position)
+        return (value_and_gradient if self._gradient else value_alone)(self._log_density, position)
 
     def constrain(self, position: Tensor) -> dict[str, Tensor]:
         """Unconstrained `(*lead, dim)` to `{"x": (*lead, *batch, *event)}`."""

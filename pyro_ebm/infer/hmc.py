@@ -3,16 +3,16 @@
 import math
 from dataclasses import dataclass, field
 
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.mcmc.algorithm import Algorithm, hmc_algorithm
 
 
 @dataclass(eq=False)
-class HMC(Kernel):
+class HMC(AdaptiveKernel):
     """Hamiltonian Monte Carlo with a given trajectory length, jittered so that no period of the target is missed.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
         trajectory_length: mean integration time, in units of the metric; each trajectory's is uniform between zero and
             twice that. The default π/2 is a quarter period of a standard normal.
         num_steps: the exact number of leapfrog steps instead, without jitter.

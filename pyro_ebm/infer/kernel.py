@@ -1,8 +1,8 @@
-"""What every user-facing kernel has: a model, and how its step size and metric adapt."""
+"""What user-facing kernels have: all a model and a start, most a step size and a metric that adapt."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
 from pyro_ebm._core.ravel import Raveler
+from pyro_ebm.infer.target import Target, build_target
 from pyro_ebm.mcmc.algorithm import Algorithm
 from pyro_ebm.mcmc.covariance import (
     ChosenCovariance,
@@ -19,6 +20,7 @@ from pyro_ebm.mcmc.covariance import (
     PooledVariance,
 )
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric, Metric, metric_of
+from pyro_ebm.mcmc.run import RunSettings
 
 # A dense metric needs draws enough to estimate it, and its products must stay cheap beside the gradient.
 _MAX_DENSE_DIM, _DRAWS_PER_DIM = 256, 20
@@ -30,6 +32,42 @@ class Kernel(ABC):
 
     Args:
         model: a Pyro model, an `EnergyDistribution`, or an `Energy` over one variable.
+        init_strategy: where chains start: one of Pyro's strategies, or, for kernels that use gradients,
+            `init_to_pathfinder`.
+    """
+
+    model: object
+    _: KW_ONLY
+    init_strategy: Callable[..., Any] = init_to_uniform
+
+    def _require(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise ValueError(f"{type(self).__name__}: got {name} {getattr(self, name)}, expected {expected}.")
+
+    @abstractmethod
+    def algorithm(self) -> Algorithm:
+        """The sampler with its settings."""
+
+    @abstractmethod
+    def target(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+        """The model as this kernel's density, with the model's arguments."""
+
+    @abstractmethod
+    def configure(self, settings: RunSettings, target: Target, num_chains: int) -> RunSettings:
+        """The settings of a run over `target`, with what this kernel says of step size and metric."""
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments by name, but for the model and the start."""
+        apart = ("model", "init_strategy", "inverse_mass_matrix")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+
+
+@dataclass(eq=False)
+class AdaptiveKernel(Kernel):
+    """A kernel whose step size and mass matrix adapt in warm-up.
+
+    Args:
+        model: and the other arguments that every `Kernel` takes.
         step_size: the first leapfrog step size, in units of the metric; the warm-up improves it.
         adapt_step_size: whether the step size adapts in warm-up.
         adapt_mass_matrix: whether the mass matrix adapts in warm-up, to the draws of all chains.
@@ -41,13 +79,11 @@ class Kernel(ABC):
         inverse_mass_matrix: the first one, over all sites side by side in unconstrained coordinates: its diagonal
             `(dim,)`, or whole `(dim, dim)`; by default the identity.
         target_accept_prob: the acceptance probability that the step size adapts to.
-        init_strategy: where chains start: one of Pyro's strategies, or `init_to_pathfinder`.
 
     Raises:
         ValueError: if an argument is out of range.
     """
 
-    model: object
     _: KW_ONLY
     step_size: float = 1.0
     adapt_step_size: bool = True
@@ -56,7 +92,6 @@ class Kernel(ABC):
     mass_rank: int | None = None
     inverse_mass_matrix: Tensor | None = None
     target_accept_prob: float = 0.8
-    init_strategy: Callable[..., Any] = init_to_uniform
 
     def __post_init__(self) -> None:
         self._require("step_size", self.step_size > 0, "a positive number")
@@ -69,22 +104,25 @@ class Kernel(ABC):
             )
         self.check()
 
-    def _require(self, name: str, good: bool, expected: str) -> None:
-        if not good:
-            raise ValueError(f"{type(self).__name__}: got {name} {getattr(self, name)}, expected {expected}.")
-
     @abstractmethod
     def check(self) -> None:
         """Check the arguments of this kernel's own."""
 
-    @abstractmethod
-    def algorithm(self) -> Algorithm:
-        """The sampler with its settings."""
+    def target(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+        """See `Kernel`."""
+        return build_target(self.model, args, kwargs)
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments by name, but for the model and the start."""
-        apart = ("model", "init_strategy", "inverse_mass_matrix")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+    def configure(self, settings: RunSettings, target: Target, num_chains: int) -> RunSettings:
+        """See `Kernel`."""
+        metric, estimator = self.masses(target.raveler, target.like, num_chains, settings.warmup_steps)
+        return replace(
+            settings,
+            step_size=self.step_size,
+            adapt_step_size=self.adapt_step_size,
+            adapt_metric=self.adapt_mass_matrix,
+            metric=metric,
+            estimator=estimator,
+        )
 
     def masses(
         self, raveler: Raveler, like: Tensor, num_chains: int, warmup_steps: int

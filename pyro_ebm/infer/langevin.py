@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.mcmc.algorithm import Algorithm, langevin_algorithm
 
 
 @dataclass(eq=False)
-class MALA(Kernel):
+class MALA(AdaptiveKernel):
     """The Metropolis-adjusted Langevin algorithm: exact, and one gradient for each draw.
 
     A move is `x' = x + ε M⁻¹ ∇log p(x) + √(2ε) M^{-1/2} ξ`, accepted or rejected; `step_size` is the leapfrog step
     `√(2ε)`. The default target 0.574 is optimal in high dimensions.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
 
     References:
         Roberts and Rosenthal 1998, Optimal scaling of discrete approximations to Langevin diffusions.
@@ -31,7 +31,7 @@ class MALA(Kernel):
 
 
 @dataclass(eq=False)
-class Langevin(Kernel):
+class Langevin(AdaptiveKernel):
     """The unadjusted Langevin algorithm: every move is made, so that draws have a bias that shrinks with the step size.
 
     The warm-up is Metropolis-adjusted: it finds the bulk of the density, the metric, and the step size at which a
@@ -39,7 +39,7 @@ class Langevin(Kernel):
     is that probability, still measured: the closer to one, the smaller the bias. Use `MALA` for exact draws.
 
     Args:
-        model: and the other arguments that every `Kernel` takes; `step_size` is the leapfrog step `√(2ε)`.
+        model: and the other arguments that every `AdaptiveKernel` takes; `step_size` is the leapfrog step `√(2ε)`.
 
     References:
         Roberts and Tweedie 1996, Exponential convergence of Langevin distributions and their discrete approximations.

@@ -16,9 +16,9 @@ from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm.diagnostics.convergence import convergence, summary_table
 from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.initial_points import given_points, is_finite
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel, Kernel
 from pyro_ebm.infer.progress import concerns, show_progress
-from pyro_ebm.infer.target import Target, build_target
+from pyro_ebm.infer.target import Target
 from pyro_ebm.mcmc.run import Compile, Run, RunSettings
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class MCMC:
         self._drive()
 
     def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
-        target = build_target(self.kernel.model, args, kwargs)
+        target = self.kernel.target(args, kwargs)
         if target.concern is not None:
             warnings.warn(target.concern, SamplingWarning, stacklevel=3)
         unknown = set(self.save_params or ()) - set(target.structure.latents)
@@ -181,19 +181,15 @@ class MCMC:
         return target
 
     def _make_run(self, target: Target, position: Tensor) -> Run:
-        metric, estimator = self.kernel.masses(target.raveler, target.like, self.num_chains, self.warmup_steps)
         settings = RunSettings(
             num_samples=self.num_samples,
             warmup_steps=self.warmup_steps,
-            step_size=self.kernel.step_size,
-            adapt_step_size=self.kernel.adapt_step_size,
-            adapt_metric=self.kernel.adapt_mass_matrix,
-            metric=metric,
-            estimator=estimator,
             save_warmup=self.save_warmup,
             thinning=self.thinning,
             compile=self._how_to_compile(target),
+            subsamples=target.subsamples,
         )
+        settings = self.kernel.configure(settings, target, self.num_chains)
         return Run(self.kernel.algorithm(), target.log_density, position, seeded_generator(position.device), settings)
 
     def _how_to_compile(self, target: Target) -> Compile:
@@ -331,7 +327,7 @@ class MCMC:
             "sampling_time": self.run_time,
             "tuning_steps": self.warmup_steps,
             "step_size": float(run.step_size),
-            "target_accept_prob": run.target_acceptance,
+            **({"target_accept_prob": run.target_acceptance} if isinstance(self.kernel, AdaptiveKernel) else {}),
             "chains_moved": (run.num_moved > 0).nonzero().flatten().tolist(),
             "program": run.rung,
         }

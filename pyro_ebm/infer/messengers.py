@@ -10,35 +10,36 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_ebm._core.supports import unconstraining
+from pyro_ebm.infer.coordinates import Coordinates, unconstrained
 from pyro_ebm.infer.structure import is_deterministic, is_subsample
 
 
 class LogJoint(Messenger):  # type: ignore[misc]
-    """Puts unconstrained values to the latent sites and adds up the log joint density, Jacobians included.
+    """Puts values to the latent sites by their coordinates, and adds up the log joint density, Jacobians included.
 
     Args:
-        unconstrained: a value for each latent site.
+        free: the coordinates of each latent site.
+        coordinates: which these are.
 
     Attributes:
-        total: the log density of the unconstrained values, `()`.
-        values: the constrained values, by site.
+        total: the log density of the coordinates, `()`.
+        values: the values, by site.
         last_site: the site reached last: where to look when the model fails.
     """
 
-    def __init__(self, unconstrained: Mapping[str, Tensor]) -> None:
+    def __init__(self, free: Mapping[str, Tensor], coordinates: Coordinates = unconstrained) -> None:
         super().__init__()
-        self.unconstrained = unconstrained
+        self.free, self.coordinates = free, coordinates
         self.total: Tensor | float = 0.0
         self.values: dict[str, Tensor] = {}
         self.last_site: str | None = None
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
-        if msg["done"] or msg["is_observed"] or name not in self.unconstrained:
+        if msg["done"] or msg["is_observed"] or name not in self.free:
             return
-        transform = unconstraining(msg["fn"].support, name)
-        free = self.unconstrained[name]
+        transform = self.coordinates(msg["fn"], name)
+        free = self.free[name]
         value = transform(free)
         self.total = self.total + transform.log_abs_det_jacobian(free, value).sum()
         self.values[name] = msg["value"] = value

@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass, field
 
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.mcmc.algorithm import Algorithm, adjusted_mclmc_algorithm, mclmc_algorithm
 
 
 @dataclass(eq=False)
-class MCLMC(Kernel):
+class MCLMC(AdaptiveKernel):
     """Microcanonical Langevin Monte Carlo: a chain of constant speed, unadjusted, one gradient for each draw.
 
     Every move is made, so that draws have a bias that shrinks with the step size: `acceptance_rate` in the diagnostics
@@ -16,7 +16,7 @@ class MCLMC(Kernel):
     exact draws. The model must have two dimensions or more.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
         decoherence_length: the length after which the direction is forgotten, in units of `√dim`, the size of a
             standard normal in the coordinates of the metric.
 
@@ -38,13 +38,13 @@ class MCLMC(Kernel):
 
 
 @dataclass(eq=False)
-class AdjustedMCLMC(Kernel):
+class AdjustedMCLMC(AdaptiveKernel):
     """Microcanonical dynamics in trajectories of jittered length, accepted or rejected: exact.
 
     The model must have two dimensions or more.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
         trajectory_length: mean length of a trajectory, in units of `√dim`, the size of a standard normal in the
             coordinates of the metric.
 

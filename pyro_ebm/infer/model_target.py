@@ -17,14 +17,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.errors import BatchingError
-from pyro_ebm._core.gradients import value_and_gradient
+from pyro_ebm._core.gradients import value_alone, value_and_gradient
 from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.ravel import Raveler
-from pyro_ebm._core.supports import same_support, unconstraining
+from pyro_ebm._core.supports import same_support
+from pyro_ebm.infer.coordinates import Coordinates, unconstrained
 from pyro_ebm.infer.enumeration import Place, enumerated_log_joint, vmap_safe
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.messengers import LogJoint, Pointwise
 from pyro_ebm.infer.structure import LatentSite, read_structure, trace_model
+from pyro_ebm.mcmc.minibatch import Subsample
 
 # Draws evaluated at a time when many are constrained or scored: bounds memory.
 _CHUNK = 256
@@ -43,6 +45,8 @@ class ModelTarget:
     Args:
         model: the model.
         args: its arguments; `kwargs` likewise.
+        coordinates: of the sites.
+        gradient: whether the density has its gradient; zeros if not.
 
     A model that vmap cannot batch is run chain by chain. Discrete sites are summed out.
 
@@ -57,10 +61,20 @@ class ModelTarget:
 
     _handler: LogJoint | Place | None = None
     concern: str | None = None
+    subsamples: tuple[Subsample, ...] = ()
 
-    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        coordinates: Coordinates = unconstrained,
+        gradient: bool = True,
+    ) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
-        trace = trace_model(model, args, kwargs, {})
+        self._coordinates, self._gradient = coordinates, gradient
+        trace = trace_model(model, args, kwargs, {}, coordinates)
         self.structure = read_structure(trace)
         latents = self.structure.latents
         if not latents:
@@ -71,8 +85,9 @@ class ModelTarget:
         self.like = torch.zeros(self.raveler.dim, dtype=dtype, device=sites[0].device)
         # At a random point: at zero, what multiplies a site vanishes.
         elsewhere = {n: 2 * torch.rand(shape).to(self.like) - 1 for n, shape in self.raveler.shapes.items()}
-        first, second = (trace_model(model, args, kwargs, elsewhere) for _ in range(2))
-        self._static_supports = self._compare_supports(read_structure(first).latents)
+        first, second = (trace_model(model, args, kwargs, elsewhere, coordinates) for _ in range(2))
+        same_supports = self._compare_supports(read_structure(first).latents)
+        self._static_supports = same_supports and coordinates is unconstrained
         self._require_deterministic(first, second)
         self._probe()
 
@@ -93,7 +108,7 @@ class ModelTarget:
             nesting = self.structure.max_plate_nesting
             total = enumerated_log_joint(self._model, self._args, self._kwargs, place, nesting)
             return total.to(flat.dtype)
-        self._handler = handler = LogJoint(self._sites(flat))
+        self._handler = handler = LogJoint(self._sites(flat), self._coordinates)
         joint: Tensor = self._run(handler).total
         return joint.to(flat.dtype)
 
@@ -113,13 +128,16 @@ class ModelTarget:
             self._handler = None
 
     def _batched_density(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._gradient:
+            return value_alone(torch.func.vmap(self._log_joint, randomness="error"), position)
         gradient, value = torch.func.vmap(torch.func.grad_and_value(self._log_joint), randomness="error")(position)
         return value, gradient
 
     def _density_by_chain(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        evaluate = value_and_gradient if self._gradient else value_alone
         values, gradients = [], []
         for row in position:
-            value, gradient = value_and_gradient(self._log_joint, row)
+            value, gradient = evaluate(self._log_joint, row)
             values.append(value)
             gradients.append(gradient)
         return torch.stack(values), torch.stack(gradients)
@@ -131,7 +149,7 @@ class ModelTarget:
             return {name: site.transform(sites[name]) for name, site in self.structure.latents.items()}
 
         def values(flat: Tensor) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = self._run(LogJoint(self._sites(flat))).values
+            found: dict[str, Tensor] = self._run(LogJoint(self._sites(flat), self._coordinates)).values
             return found
 
         lead = position.shape[:-1]
@@ -171,11 +189,11 @@ class ModelTarget:
                 trace = poutine.trace(InitMessenger(chosen)(self._model)).get_trace(*self._args, **self._kwargs)
             values = {name: trace.nodes[name] for name in self.structure.latents}
             return self.raveler.ravel(
-                {n: unconstraining(v["fn"].support, n).inv(v["value"].detach()) for n, v in values.items()}
+                {n: self._coordinates(v["fn"], n).inv(v["value"].detach()) for n, v in values.items()}
             )
 
         def explain(point: Tensor) -> str:
-            trace = trace_model(self._model, self._args, self._kwargs, self._sites(point))
+            trace = trace_model(self._model, self._args, self._kwargs, self._sites(point), self._coordinates)
             bad = [n for n, v in trace.nodes.items() if "log_prob" in v and not torch.isfinite(v["log_prob"]).all()]
             return (
                 f"At the last try, the log probability is not finite at sites {bad}."

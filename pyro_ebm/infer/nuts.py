@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.mcmc.algorithm import Algorithm, nuts_algorithm
 
 
 @dataclass(eq=False)
-class NUTS(Kernel):
+class NUTS(AdaptiveKernel):
     """The no-U-turn sampler: Hamiltonian Monte Carlo that finds its own trajectory lengths.
 
     All chains run as one program in which every tick is one leapfrog step of each chain, and no chain waits for
     another. Where trajectories diverge, raise `target_accept_prob` (0.9, 0.99), or reparametrise the model.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
         max_tree_depth: a trajectory has at most `2 ** max_tree_depth - 1` leapfrog steps.
 
     References:

@@ -1,7 +1,7 @@
 """Starts by Pathfinder, as one of Pyro's initialisation strategies."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +53,11 @@ def init_to_pathfinder(
     if max_iterations < 1:
         raise ValueError(f"init_to_pathfinder: got max_iterations {max_iterations}, expected at least 1.")
     return functools.partial(init_to_pathfinder, radius=radius, max_iterations=max_iterations)
+
+
+def asks_for_pathfinder(strategy: Callable[..., Any]) -> bool:
+    """Whether an initialisation strategy is Pathfinder, with or without arguments."""
+    return (strategy.func if isinstance(strategy, functools.partial) else strategy) is init_to_pathfinder
 
 
 def pathfinder_points(log_density: LogDensity, start: Tensor, max_iterations: int) -> Tensor:

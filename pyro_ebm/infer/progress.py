@@ -19,7 +19,7 @@ def show_progress(bar: Any, run: Run) -> None:
     bar.set_description("Warmup" if run.warming_up else "Sample", refresh=False)
     postfix = {
         "chains": run.num_chains,
-        "step size": f"{float(run.step_size):.2e}",
+        **({} if run.step_size.isnan() else {"step size": f"{float(run.step_size):.2e}"}),
         "acc. prob": f"{run.mean_acceptance:.3f}",
     }
     divergences = int(run.num_divergences.sum())
@@ -50,7 +50,7 @@ def concerns(run: Run) -> Iterator[str]:
         more = ", ..." if len(diverged) > _MOST_NAMED else ""
         yield (
             f"{sum(diverged.values())} divergent transitions in {len(diverged)} of {run.num_chains} chains (chain: "
-            f"number {named}{more}): raise target_accept_prob, or reparametrise the model."
+            f"number {named}{more}): {run.algorithm.remedy}."
         )
     lost = recorded["non_finite"].sum(-1)
     if int(lost.sum()):

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.mcmc.algorithm import Algorithm, random_walk_algorithm
 
 
 @dataclass(eq=False)
-class RandomWalk(Kernel):
+class RandomWalk(AdaptiveKernel):
     """Random-walk Metropolis: exact, without use of the gradient; a baseline, and for few dimensions.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
 
     References:
         Roberts, Gelman and Gilks 1997, Weak convergence and optimal scaling of random walk Metropolis algorithms.

@@ -18,6 +18,7 @@ from torch.distributions.constraints import Constraint
 from pyro_ebm._core.errors import BatchingError, EnergyShapeError
 from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.supports import unconstraining
+from pyro_ebm.infer.coordinates import Coordinates, unconstrained
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,21 @@ class FillLatents(Messenger):  # type: ignore[misc]
     """Gives every latent site a value inside its support, knowing only its shape.
 
     Args:
-        unconstrained: unconstrained values by site; what is absent gets zeros.
+        free: values by site in their coordinates; what is absent gets zeros.
+        coordinates: which these are.
     """
 
-    def __init__(self, unconstrained: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, free: Mapping[str, Tensor], coordinates: Coordinates) -> None:
         super().__init__()
-        self.unconstrained = unconstrained or {}
+        self.free, self.coordinates = free, coordinates
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_subsample(msg):
-            fn = msg["fn"]
-            if fn.subsample_size is not None and fn.subsample_size < fn.size:
+            if is_random_subsample(msg):
+                fn = msg["fn"]
                 raise BatchingError(
                     f'plate "{msg["name"]}": got a random subsample of {fn.subsample_size} out of {fn.size}, expected '
-                    "the whole plate: MCMC needs the same density at every step. Drop subsample_size, or use SVI."
+                    "the whole plate: only SGLD and SVI take minibatches. Drop subsample_size, or use one of them."
                 )
             return
         if msg["done"] or msg["is_observed"] or msg["value"] is not None:
@@ -101,9 +103,9 @@ class FillLatents(Messenger):  # type: ignore[misc]
             values = fn.enumerate_support(expand=False)
             msg["value"], msg["done"] = values[0].expand(fn.shape()).contiguous(), True
             return
-        transform = unconstraining(fn.support, f'site "{name}"')
+        transform = self.coordinates(fn, name)
         zeros = floating_like(fn).new_zeros(transform.inverse_shape(fn.shape()))
-        given = self.unconstrained.get(name, zeros)
+        given = self.free.get(name, zeros)
         free = given.to(zeros) if given.shape == zeros.shape else zeros  # a new shape is for the caller to notice
         msg["value"] = transform(free).detach().requires_grad_()
         msg["infer"] = {**msg["infer"], "moved_by_mcmc": True}
@@ -113,6 +115,12 @@ class FillLatents(Messenger):  # type: ignore[misc]
 def is_subsample(msg: Mapping[str, Any]) -> bool:
     """Whether a site is the index of a plate."""
     return type(msg["fn"]).__name__ == "_Subsample"
+
+
+def is_random_subsample(msg: Mapping[str, Any]) -> bool:
+    """Whether a site is the index of a plate that takes a random part of its data, not yet drawn."""
+    fn = msg["fn"]
+    return is_subsample(msg) and msg["value"] is None and fn.subsample_size is not None and fn.subsample_size < fn.size
 
 
 def is_deterministic(msg: Mapping[str, Any]) -> bool:
@@ -138,16 +146,20 @@ def _floating_tensors(node: object) -> Iterator[Tensor]:
 
 
 def trace_model(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], unconstrained: Mapping[str, Tensor]
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    free: Mapping[str, Tensor],
+    coordinates: Coordinates = unconstrained,
 ) -> Any:
-    """One run of the model with latent sites at the values given, scored: a Pyro trace.
+    """One run of the model with latent sites at the values given, by their coordinates, scored: a Pyro trace.
 
     Raises:
         BatchingError: if a site is discrete without end, or subsampled.
         EnergyShapeError: if an energy does not reduce just its event dims.
         UnnormalizedError: if a density lacks a log Z that is not a constant here.
     """
-    with poutine.block(), pyro.validation_enabled(False), NanCholesky(), FillLatents(unconstrained):
+    with poutine.block(), pyro.validation_enabled(False), NanCholesky(), FillLatents(free, coordinates):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         for name in trace.nodes:
             try:

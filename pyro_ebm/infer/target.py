@@ -16,6 +16,7 @@ from pyro_ebm.energies import Energy
 from pyro_ebm.infer.energy_target import EnergyTarget
 from pyro_ebm.infer.model_target import ModelTarget
 from pyro_ebm.infer.structure import Structure
+from pyro_ebm.mcmc.minibatch import Subsample
 
 
 class Target(Protocol):
@@ -41,6 +42,11 @@ class Target(Protocol):
         """A vector `(dim,)` with the dtype and device."""
         ...
 
+    @property
+    def subsamples(self) -> tuple[Subsample, ...]:
+        """What the log density is estimated from minibatches of, whose indices it takes after the position."""
+        ...
+
     def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient in unconstrained coordinates, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
         ...
@@ -58,8 +64,22 @@ class Target(Protocol):
         ...
 
 
-def build_target(model: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+def build_target(
+    model: object,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    of_distribution: Callable[[EnergyDistribution], Target] = EnergyTarget,
+    of_model: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Target] = ModelTarget,
+) -> Target:
     """The target of a Pyro model with its arguments, of an `EnergyDistribution` or of an `Energy` over one variable.
+
+    Args:
+        model: one of these.
+        args: the model's arguments; `kwargs` likewise.
+        kwargs: the model's keywords.
+        of_distribution: makes the target of an energy distribution.
+        of_model: makes that of a model.
 
     Raises:
         TypeError: if `model` is none of these, or if arguments come with an energy.
@@ -72,9 +92,9 @@ def build_target(model: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -
                 f"got an energy over {model.num_variables} variables, expected one: put it among the sites of a model "
                 "with factor(name, energy, *values)."
             )
-        return EnergyTarget(EnergyDistribution(model) if isinstance(model, Energy) else model)
+        return of_distribution(EnergyDistribution(model) if isinstance(model, Energy) else model)
     if not callable(model):
         raise TypeError(
             f"got a {type(model).__name__}, expected a Pyro model (a callable), an EnergyDistribution or an Energy."
         )
-    return ModelTarget(model, args, kwargs)
+    return of_model(model, args, kwargs)

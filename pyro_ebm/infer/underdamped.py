@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.mcmc.algorithm import Algorithm, underdamped_algorithm
 
 
 @dataclass(eq=False)
-class UnderdampedLangevin(Kernel):
+class UnderdampedLangevin(AdaptiveKernel):
     """Langevin dynamics with momentum, which a friction makes forget: one gradient for each draw.
 
     The momentum carries chains along where overdamped Langevin dynamics (`MALA`, `Langevin`) diffuse. Without the
@@ -15,7 +15,7 @@ class UnderdampedLangevin(Kernel):
     corrected all the same, as for `Langevin`.
 
     Args:
-        model: and the other arguments that every `Kernel` takes.
+        model: and the other arguments that every `AdaptiveKernel` takes.
         friction: γ, in units of the metric: the momentum is forgotten in a time `1/γ`.
         metropolis: whether moves are accepted or rejected (generalised HMC: exact), or always made.
 

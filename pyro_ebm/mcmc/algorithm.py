@@ -9,10 +9,22 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm.mcmc import adjusted_mclmc, barker, chees, hmc, langevin, mclmc, nuts, random_walk, underdamped
+from pyro_ebm.mcmc import (
+    adjusted_mclmc,
+    barker,
+    chees,
+    elliptical_slice,
+    hmc,
+    langevin,
+    mclmc,
+    nuts,
+    random_walk,
+    sgld,
+    underdamped,
+)
 from pyro_ebm.mcmc.chees import LengthAdaptation
 from pyro_ebm.mcmc.protocols import Adaptation, Info, State
-from pyro_ebm.mcmc.step_size import DualAveraging
+from pyro_ebm.mcmc.step_size import DualAveraging, FixedStepSize
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,9 @@ class Algorithm:
         step: `(log_density, state, randomness, parameters) -> (State, Info)`.
         adaptation: makes what adapts its parameters, of a first step size, `()`, and the number of chains.
         parameters: makes parameters of what adapts, and of whether the run is warming up, `()`.
-        target_accept_prob: what the step size adapts to.
+        target_accept_prob: what the step size adapts to, if it does.
+        usual_ticks: how many ticks a transition takes, until they have been counted.
+        remedy: what helps where transitions diverge.
     """
 
     name: str
@@ -35,7 +49,9 @@ class Algorithm:
     step: Callable[[LogDensity, Any, Any, Any], tuple[State, Info]]
     adaptation: Callable[[Tensor, int], Adaptation]
     parameters: Callable[[Any, Tensor], Any]
-    target_accept_prob: float
+    target_accept_prob: float = 1.0
+    usual_ticks: float = 4.0
+    remedy: str = "raise target_accept_prob, or reparametrise the model"
 
 
 def nuts_algorithm(*, max_tree_depth: int = 10, target_accept_prob: float = 0.8) -> Algorithm:
@@ -169,6 +185,45 @@ def random_walk_algorithm(*, target_accept_prob: float = 0.234) -> Algorithm:
 
 def _random_walk_parameters(adaptation: Adaptation, _: Tensor) -> random_walk.Parameters:
     return random_walk.Parameters(adaptation.step_sizes)
+
+
+def elliptical_slice_algorithm() -> Algorithm:
+    """Elliptical slice sampling: see `elliptical_slice`."""
+    return Algorithm(
+        name="Elliptical slice",
+        init=elliptical_slice.init,
+        draw_randomness=elliptical_slice.draw_randomness,
+        step=elliptical_slice.step,
+        adaptation=FixedStepSize.start,
+        parameters=_elliptical_slice_parameters,
+        remedy="see where the likelihood is not finite",
+    )
+
+
+def _elliptical_slice_parameters(_: Adaptation, __: Tensor) -> elliptical_slice.Parameters:
+    return elliptical_slice.Parameters()
+
+
+def sgld_algorithm(*, offset: float, decay: float, preconditioned: bool, smoothing: float, damping: float) -> Algorithm:
+    """Stochastic-gradient Langevin dynamics: see `sgld`; the first step size is the run's."""
+    return Algorithm(
+        name="Preconditioned SGLD" if preconditioned else "SGLD",
+        init=sgld.init,
+        draw_randomness=sgld.draw_randomness,
+        step=sgld.step,
+        adaptation=FixedStepSize.start,
+        parameters=partial(_sgld_parameters, offset, decay, preconditioned, smoothing, damping),
+        usual_ticks=1.0,
+        remedy="shorten step_size",
+    )
+
+
+def _sgld_parameters(
+    offset: float, decay: float, preconditioned: bool, smoothing: float, damping: float, fixed: Adaptation, _: Tensor
+) -> sgld.Parameters:
+    step_size = fixed.step_size
+    schedule = (step_size, step_size.new_tensor(offset), step_size.new_tensor(decay))
+    return sgld.Parameters(*schedule, preconditioned, smoothing, damping)
 
 
 def mclmc_algorithm(*, decoherence_length: float, target_accept_prob: float) -> Algorithm:

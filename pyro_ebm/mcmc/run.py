@@ -6,7 +6,7 @@ the same draws as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +15,12 @@ from torch import Generator, Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.program import CompiledFunction, EagerProgram, Program, build_program
-from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal
 from pyro_ebm.mcmc.algorithm import Algorithm
 from pyro_ebm.mcmc.chain_mass import ChainMass
 from pyro_ebm.mcmc.covariance import MetricEstimator, PooledVariance
 from pyro_ebm.mcmc.metric import METRICS, DiagonalMetric, Metric, whiten
+from pyro_ebm.mcmc.minibatch import Subsample, at_minibatch, draw_minibatches
 from pyro_ebm.mcmc.protocols import State
 from pyro_ebm.mcmc.recorder import Recorder
 from pyro_ebm.mcmc.step_size import reasonable_step_size
@@ -30,8 +30,6 @@ from pyro_ebm.mcmc.windows import warmup_windows
 _MOST_TICKS, _MOST_NUMBERS = 256, 2**22
 # Ticks at a time where a tick is slow: what an interruption may lose.
 _SLOW_TICKS = 8
-# Ticks to a transition, until they have been counted.
-_USUAL_TICKS = 4.0
 # A new metric whose variances differ from the old one's by less than this factor, in logarithms, changes no scale.
 _SAME_SCALE = 0.7
 # A log density so many median deviations below the median is not one of the bulk.
@@ -59,6 +57,7 @@ class RunSettings:
         save_warmup: whether to keep the draws of the warm-up.
         thinning: of so many transitions after the warm-up, one is kept.
         compile: whether ticks are compiled: `"no"`; `"fast"`, if a fast compiler can; `"yes"`, however long it takes.
+        subsamples: what the log density takes minibatches of, anew in every tick.
     """
 
     num_samples: int
@@ -71,6 +70,7 @@ class RunSettings:
     save_warmup: bool = False
     thinning: int = 1
     compile: Compile = "no"
+    subsamples: tuple[Subsample, ...] = ()
 
 
 class Run:
@@ -78,7 +78,8 @@ class Run:
 
     Args:
         algorithm: the sampler.
-        log_density: the log density with its gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`.
+        log_density: the log density with its gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`; if it is
+            estimated from minibatches, it takes their indices after the position.
         position: where the chains start, `(chains, dim)`.
         generator: where the randomness comes from.
         settings: how long, and what adapts.
@@ -92,7 +93,7 @@ class Run:
     def __init__(
         self,
         algorithm: Algorithm,
-        log_density: LogDensity,
+        log_density: Callable[..., tuple[Tensor, Tensor]],
         position: Tensor,
         generator: Generator,
         settings: RunSettings,
@@ -120,7 +121,8 @@ class Run:
         self.concerns: list[str] = []
         self._log_density = self._traceable = log_density
         if settings.compile != "no":
-            self._log_density = compiled = CompiledFunction(log_density, position, patient=settings.compile == "yes")
+            examples = (position, *(each.first(position.device) for each in settings.subsamples))
+            self._log_density = compiled = CompiledFunction(log_density, *examples, patient=settings.compile == "yes")
             self._traceable, self.concerns = compiled.plain, compiled.reasons
         self._program: Program | None = None
         self._state: State
@@ -200,7 +202,7 @@ class Run:
             if self._pending is None:
                 position = self._state.position
                 ahead = position.expand(self._block_length(), *position.shape)
-                self._pending = self.algorithm.draw_randomness(ahead, self.generator)
+                self._pending = self._draw_randomness(ahead)
             self._part_of_block()
             if self._pending is None and self.warming_up:
                 self._end_window_if_due()
@@ -210,6 +212,11 @@ class Run:
             self.generator.set_state(random_state)
             raise
 
+    def _draw_randomness(self, position: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        """The random numbers of ticks, and their minibatches, for positions `(*ticks, chains, dim)`."""
+        randomness = self.algorithm.draw_randomness(position, self.generator)
+        return randomness, draw_minibatches(self.settings.subsamples, position.shape[:-2], self.generator)
+
     def _block_length(self) -> int:
         """Ticks until the counters should be looked at again: a function of the run's state, so that runs repeat."""
         if self.warming_up:
@@ -218,14 +225,18 @@ class Run:
         else:
             made = self.draws.transitions
             missing = self.settings.num_samples * self.settings.thinning - int(made.min())
-        ticks_to_transition = self._ticks * len(made) / max(int(made.sum()), 1) if self._ticks else _USUAL_TICKS
-        most = min(_MOST_TICKS, max(1, _MOST_NUMBERS // self._state.position.numel()))
+        ticks_to_transition = (
+            self._ticks * len(made) / max(int(made.sum()), 1) if self._ticks else self.algorithm.usual_ticks
+        )
+        numbers = self._state.position.numel() + sum(each.subsample_size for each in self.settings.subsamples)
+        most = min(_MOST_TICKS, max(1, _MOST_NUMBERS // numbers))
         return max(1, min(int(missing * ticks_to_transition) + 1, most))
 
     def _tick(self, carry: Any, randomness: Any, constants: Any) -> tuple[Any, Any]:
         """One tick, as a function of tensors: what a program repeats."""
         (state, adaptation), (metric, warming_up, adapting, target) = carry, constants
-        density = whiten(metric, self._traceable)
+        randomness, minibatch = randomness
+        density = whiten(metric, at_minibatch(self._traceable, minibatch))
         parameters = self.algorithm.parameters(adaptation, warming_up)
         new_state, info = self.algorithm.step(density, state, randomness, parameters)
         # A chain that is lost, or diverges wherever it goes, rejects in every tick: it would ruin the pool.
@@ -308,7 +319,10 @@ class Run:
             if type(self.metric) is not type(old):
                 self._program = None  # another kind of metric makes another program
         self._window += 1
-        self._enter_window(position, same_scale)
+        if self.settings.adapt_step_size or window.renews_metric:
+            self._enter_window(position, same_scale)
+        else:  # nothing has changed, and chains go on as they are
+            self._in_window, self._ticks = torch.zeros_like(self._in_window), 0
 
     def _bring_along(self, position: Tensor, left_behind: Tensor) -> Tensor:
         """Put each chain that is left behind where one that is not has come to."""
@@ -334,7 +348,8 @@ class Run:
     def _enter_window(self, position: Tensor, same_scale: bool = False) -> None:
         """Start fresh trajectories at `position`, with the present metric; while adapting, with a new step size."""
         whitened = self.metric.to_whitened(position)
-        density = whiten(self.metric, self._log_density)
+        minibatch = draw_minibatches(self.settings.subsamples, (), self.generator)
+        density = whiten(self.metric, at_minibatch(self._log_density, minibatch))
         if self.warming_up and self.settings.adapt_step_size:
             momentum = normal(whitened.shape, whitened, self.generator)
             step_size = reasonable_step_size(density, whitened, momentum, self.step_size)
@@ -383,7 +398,7 @@ class Run:
             leaves = [leaf.to(device) for leaf in saved[name.lstrip("_")]]
             setattr(self, name, pytree.tree_unflatten(leaves, pytree.tree_structure(getattr(self, name))))
         pending = [leaf.to(device) for leaf in saved["pending"]]
-        like = self.algorithm.draw_randomness(self._state.position, self.generator)
+        like = self._draw_randomness(self._state.position)
         self._pending = pytree.tree_unflatten(pending, pytree.tree_structure(like)) if pending else None
         self.draws.load_state_dict(saved["draws"])
         self.warmup_draws.load_state_dict(saved["warmup_draws"])

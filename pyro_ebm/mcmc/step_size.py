@@ -1,4 +1,4 @@
-"""The leapfrog step size: a first guess, and dual averaging to a target acceptance probability, pooled over chains."""
+"""The step size: given, or a first guess and dual averaging to a target acceptance probability, pooled over chains."""
 
 import math
 from typing import NamedTuple
@@ -164,3 +164,32 @@ class DualAveraging(NamedTuple):
     def step_sizes(self) -> Tensor:
         """That of each chain, `(chains,)`: halved for each failure beyond a few."""
         return self.step_size * 0.5 ** (self.failures - _PATIENCE).clamp(min=0)
+
+
+class FixedStepSize(NamedTuple):
+    """A step size that is given once and for all.
+
+    Attributes:
+        step_size: `()`; NaN for a sampler that has none.
+        step_sizes: the same for each chain, `(chains,)`.
+    """
+
+    step_size: Tensor
+    step_sizes: Tensor
+
+    @classmethod
+    def start(cls, step_size: Tensor, num_chains: int) -> "FixedStepSize":
+        """Begin with a step size, `()`."""
+        return cls(step_size, step_size.expand(num_chains))
+
+    def adapt(self, info: Info, sound: Tensor, target: Tensor | float) -> "FixedStepSize":
+        """See `Adaptation`: nothing is learned."""
+        return self
+
+    def settled(self) -> "FixedStepSize":
+        """See `Adaptation`."""
+        return self
+
+    def restarted(self, step_size: Tensor, *, same_scale: bool) -> "FixedStepSize":
+        """See `Adaptation`."""
+        return FixedStepSize.start(step_size, len(self.step_sizes))

@@ -225,11 +225,11 @@ def build_program(
 
 
 class CompiledFunction:
-    """A function of one tensor, compiled at the shape and dtype of an example.
+    """A function of tensors, compiled at the shapes and dtypes of examples.
 
     Args:
-        function: from a tensor to a tuple of tensors.
-        example: an argument.
+        function: from tensors to a tuple of tensors.
+        examples: its arguments.
         patient: whether to try compilers that take long.
 
     Attributes:
@@ -237,19 +237,19 @@ class CompiledFunction:
         reasons: why each higher rung did not hold.
     """
 
-    def __init__(self, function: Callable[[Tensor], Any], example: Tensor, *, patient: bool = True) -> None:
+    def __init__(self, function: Callable[..., Any], *examples: Tensor, patient: bool = True) -> None:
         def step(carry: Any, x: Any, constants: Any) -> tuple[Any, Any]:
-            return carry, function(x)
+            return carry, function(*x)
 
-        self.plain: Callable[[Tensor], Any] = function
-        self._program, self.reasons = build_program(step, (), example, (), patient=patient)
+        self.plain: Callable[..., Any] = function
+        self._program, self.reasons = build_program(step, (), examples, (), patient=patient)
         if not isinstance(self._program, EagerProgram):
             graph = self._program.graph
-            self.plain = lambda x: tuple(graph(x))
+            self.plain = lambda *x: tuple(graph(*x))
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, *x: Tensor) -> Any:
         """The function's results."""
-        _, results = self._program((), x.unsqueeze(0), ())
+        _, results = self._program((), tuple(each.unsqueeze(0) for each in x), ())
         return tuple(y[0] for y in results)
 
 
