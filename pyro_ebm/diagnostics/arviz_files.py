@@ -67,7 +67,7 @@ def _append(stored: Any, group: Dataset) -> None:
 
 
 def write_zarr(path: Path, parts: Iterable[InferenceData]) -> None:
-    """Write parts in a row to one store; see `write_netcdf`.
+    """Write parts in a row to one store; see `write_netcdf`. It has format 2 of zarr, which all versions read.
 
     Raises:
         ImportError: if zarr is not installed.
@@ -78,17 +78,18 @@ def write_zarr(path: Path, parts: Iterable[InferenceData]) -> None:
         raise ImportError(
             "to_zarr: got no zarr, expected it to be installed: pip install pyro_ebm[zarr]. to_netcdf needs nothing."
         ) from error
-    zarr.open_group(path, mode="w")
+    zarr.open_group(path, mode="w", zarr_format=2)
     lengths: dict[str, int] = {}
     for number, part in enumerate(parts):
         for name, group in _groups(part).items():
             if not number:
                 encoding = {v: {"chunks": chunks} for v, chunks in _chunks(group).items()}
-                group.to_zarr(path, group=name, mode="a", encoding=encoding, consolidated=False)
+                group.to_zarr(path, group=name, mode="a", encoding=encoding, consolidated=False, zarr_format=2)
             elif group.sizes.get(_DRAW):
                 following = _following(group, lengths[name])
                 following.to_zarr(path, group=name, mode="a", append_dim=_DRAW, consolidated=False)
             lengths[name] = lengths.get(name, 0) + group.sizes.get(_DRAW, 0)
+    zarr.consolidate_metadata(path)
 
 
 def _groups(data: InferenceData) -> dict[str, Dataset]:
