@@ -55,8 +55,10 @@ def same(first: MCMC, second: MCMC) -> None:
 # -- draws on disk ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"save_warmup": True}, {"thinning": 3}], ids=str)
-@pytest.mark.parametrize("kernel", [NUTS, ChEES, HMC])
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [(NUTS, {}), (NUTS, {"save_warmup": True, "thinning": 2}), (ChEES, {"save_warmup": True}), (HMC, {"thinning": 3})],
+)
 def test_draws_on_disk_are_those_in_memory(kernel: type[Kernel], options: dict[str, Any], tmp_path: Path) -> None:
     whole, streamed = run(kernel, **options), run(kernel, **options, draws_to=tmp_path / "run")
     same(streamed, whole)
@@ -425,16 +427,19 @@ def test_draws_larger_than_what_a_run_takes(tmp_path: Path) -> None:
 
 
 @pytest_linux
-@pytest.mark.parametrize(("kernel", "most_mb"), [("MALA", 500), ("MCLMC", 500), ("HMC", 700), ("NUTS", 2600)])
+@pytest.mark.parametrize(("kernel", "most_mb"), [("HMC", 400), ("NUTS", 1800)])
 def test_a_million_dimensions(kernel: str, most_mb: float) -> None:
-    """A state is 8 MB here; a single number for each pair of dimensions would be 4 TB."""
+    """A position of two chains is 8 MB; a number for each pair of dimensions would be 4 TB.
+
+    NUTS keeps 27 vectors for each chain at its checkpoints. Its trajectories diverge at once here: what they take does
+    not depend on their length.
+    """
     code = """
     import resource
     import pyro_ebm as ebm
-    kernel = getattr(ebm, arguments["kernel"])(energy(wide, event_shape=(1000, 1000)), step_size=0.1)
-    mcmc = MCMC(kernel, 2, 2, num_chains=2, disable_progbar=True)
+    kernel = getattr(ebm, arguments["kernel"])(energy(wide, event_shape=(1000, 1000)), adapt_step_size=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    mcmc.kernel.adapt_step_size = False
+    mcmc = MCMC(kernel, 2, 1, num_chains=2, disable_progbar=True)
     mcmc.run()
     assert mcmc.get_samples()["x"].shape == (4, 1000, 1000)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
