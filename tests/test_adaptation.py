@@ -541,10 +541,6 @@ def test_low_rank_metric_finds_a_strongly_correlated_direction() -> None:
     assert 0.5 < float(after[-1]) < 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="LowRankCovariance takes the spread that n draws show by chance in d > n dims, about d/n, as true",
-)
 def test_low_rank_metric_is_no_worse_than_none_for_independent_dims() -> None:
     """More dims than draws: directions in which the draws happen to spread are no directions of the density.
 

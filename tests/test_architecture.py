@@ -32,9 +32,11 @@ DOORS = {
     "opt_einsum": ("graphs/", "diagnostics/plots*"),
     "arviz": ("diagnostics/",),
     "xarray": ("diagnostics/",),
+    "h5netcdf": ("diagnostics/",),
+    "zarr": ("diagnostics/",),
     "matplotlib": ("diagnostics/",),
 }
-INSIDE_FUNCTIONS = {"arviz", "xarray", "matplotlib"}
+INSIDE_FUNCTIONS = {"arviz", "xarray", "h5netcdf", "zarr", "matplotlib"}
 
 
 @dataclass(frozen=True)

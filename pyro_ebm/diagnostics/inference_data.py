@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,13 @@ def inference_data(
         if variables
     }
     options: dict[str, Any] = {"dims": {k: list(v) for k, v in (dims or {}).items()}, "coords": dict(coords or {})}
-    if "posterior" in inspect.signature(from_dict).parameters:  # before ArviZ 1.0: a keyword for each group
-        saves = any(group.startswith("warmup_") for group in arrays)
-        data: InferenceData = from_dict(**arrays, **options, save_warmup=saves)
-    else:
-        data = from_dict(arrays, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains")  # than draws: as it may be where hundreds cost little
+        if "posterior" in inspect.signature(from_dict).parameters:  # before ArviZ 1.0: a keyword for each group
+            saves = any(group.startswith("warmup_") for group in arrays)
+            data: InferenceData = from_dict(**arrays, **options, save_warmup=saves)
+        else:
+            data = from_dict(arrays, **options)
     posterior = getattr(data, "posterior", None)
     if posterior is not None:
         posterior.attrs.update(attrs or {})

@@ -105,7 +105,7 @@ def to_arviz(
     shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
     shapes |= {name: value.shape for name, value in structure.observed.items()}
     if posterior_predictive is not None:
-        groups["posterior_predictive"] = _by_chain(_unpadded(posterior_predictive, shapes), chains, draws)
+        groups["posterior_predictive"] = by_chain(_unpadded(posterior_predictive, shapes), chains, draws)
     if prior is not None:
         prior = _unpadded(prior, shapes)
         latent = {name for name in prior if name in structure.latents or name in structure.deterministics}
@@ -123,7 +123,7 @@ def to_arviz(
 def _pointwise(target: Target, posterior: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     chains, draws = next(iter(posterior.values())).shape[:2]
     missing = set(target.structure.latents) - set(posterior)
-    if missing:
+    if missing or not draws:
         return {}, {}  # the run kept only some sites (save_params): nothing can follow from them
     flat = {name: posterior[name].flatten(0, 1) for name in target.structure.latents}
     found = target.pointwise(flat)
@@ -143,7 +143,12 @@ def _unpadded(values: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> dict[
     }
 
 
-def _by_chain(values: Mapping[str, Tensor], chains: int, draws: int) -> dict[str, Tensor]:
+def by_chain(values: Mapping[str, Tensor], chains: int, draws: int) -> dict[str, Tensor]:
+    """Predictive draws by site, `(chains * draws, *shape)` to `(chains, draws, *shape)`.
+
+    Raises:
+        ValueError: if they do not divide among the chains.
+    """
     for name, value in values.items():
         if value.shape[0] != chains * draws:
             raise ValueError(

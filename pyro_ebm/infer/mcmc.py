@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,11 @@ from pyro_ebm._core.errors import InitializationError, SamplingWarning
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm.diagnostics.convergence import convergence, summary_table
 from pyro_ebm.infer.arviz import to_arviz
+from pyro_ebm.infer.arviz_files import to_netcdf, to_zarr
 from pyro_ebm.infer.initial_points import given_points, is_finite
 from pyro_ebm.infer.kernel import AdaptiveKernel, Kernel
 from pyro_ebm.infer.progress import concerns, show_progress
+from pyro_ebm.infer.run_folder import RunFolder
 from pyro_ebm.infer.target import Target
 from pyro_ebm.mcmc.run import Compile, Run, RunSettings
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from pyro_ebm.diagnostics.inference_data import InferenceData
 
 _PROGRESS_SECONDS = 0.1
+# What a crash may lose of a run whose draws are on disk.
+_SAVE_SECONDS = 60.0
 # A build takes as long as about so many transitions without it. It goes by number, not by the clock, so that the same
 # seed makes the same draws.
 _WORTH_COMPILING = 200
@@ -51,6 +56,11 @@ class MCMC:
         compile: whether the whole transition is compiled, as one program for all chains: in about two seconds, kept on
             disk for the next time, with the same draws up to rounding. `"auto"` compiles all but short runs. `True`
             also tries slower compilers where the fast one does not know an operation, and warns if none does.
+        draws_to: a new folder where draws are written while they come, for runs larger than memory: an array
+            `draws/<name>.npy` for each diagnostic and for `position`, the unconstrained draws. The run itself is kept
+            there too, every minute, when it ends and when it is interrupted, so that after a crash `resume(*args)` of
+            an `MCMC` made in the same way goes on with it. Draws that need no constraining are read from the disk as
+            they are used; `to_netcdf` and `to_zarr` never load them all.
 
     Raises:
         ValueError: if a number is out of range.
@@ -81,6 +91,7 @@ class MCMC:
         save_warmup: bool = False,
         thinning: int = 1,
         compile: bool | Literal["auto"] = "auto",
+        draws_to: str | os.PathLike[str] | None = None,
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise TypeError(
@@ -108,6 +119,7 @@ class MCMC:
         self.save_warmup = save_warmup
         self.thinning = thinning
         self.compile = compile
+        self._folder = RunFolder(draws_to) if draws_to is not None else None
         self.run_time = 0.0
         self._target: Target | None = None
         self._run: Run | None = None
@@ -123,10 +135,14 @@ class MCMC:
 
         Raises:
             BatchingError: if the model cannot be run for many chains at once.
+            FileExistsError: if there is a run in the folder `draws_to` already.
             InitializationError: if no finite starts are found.
+            OSError: if draws cannot be written to that folder, or have no room there.
             UnnormalizedError: if a density of the model lacks a log Z that is not a constant.
         """
         target = self._build(args, kwargs)
+        if self._folder is not None:
+            self._folder.claim(self._num_bytes(target))
         if self.initial_params is None:
             position = target.initial_points(self.kernel.init_strategy, self.num_chains)
         else:
@@ -142,7 +158,9 @@ class MCMC:
         self._drive()
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
-        """Go on with a run that was interrupted, or loaded by `load_state_dict`: to the very draws it would have made.
+        """Go on with a run that was interrupted, loaded by `load_state_dict`, or left in the folder `draws_to`.
+
+        It goes on to the very draws it would have made.
 
         Args:
             *args: the model's arguments; after an interruption they may be left out.
@@ -152,6 +170,8 @@ class MCMC:
             RuntimeError: if there is nothing to go on with.
             ValueError: if the saved run does not fit the model.
         """
+        if self._loaded is None and self._run is None and self._folder is not None:
+            self.load_state_dict(self._folder.load())
         if self._loaded is not None:
             target = self._build(args, kwargs)
             if dict(self._loaded["sites"]) != {n: list(s) for n, s in target.raveler.shapes.items()}:
@@ -159,6 +179,8 @@ class MCMC:
                     f"MCMC.resume: got a saved run over sites {self._loaded['sites']}, expected those of the model: "
                     f"{ {n: list(s) for n, s in target.raveler.shapes.items()} }. Use the model it was saved from."
                 )
+            if self._folder is not None:
+                self._folder.admit(self._loaded.get("run_id"), self._num_bytes(target))
             run = self._make_run(target, target.like.expand(self.num_chains, -1))
             run.load_state_dict(self._loaded["run"])
             self._run, self._target = run, target
@@ -188,9 +210,15 @@ class MCMC:
             thinning=self.thinning,
             compile=self._how_to_compile(target),
             subsamples=target.subsamples,
+            folder=self._folder.path if self._folder is not None else None,
         )
         settings = self.kernel.configure(settings, target, self.num_chains)
         return Run(self.kernel.algorithm(), target.log_density, position, seeded_generator(position.device), settings)
+
+    def _num_bytes(self, target: Target) -> int:
+        """What the draws take on disk, but for their diagnostics."""
+        draws = self.num_samples + (self.warmup_steps if self.save_warmup else 0)
+        return self.num_chains * draws * target.like.nbytes
 
     def _how_to_compile(self, target: Target) -> Compile:
         if target.concern is not None or self.compile is False:
@@ -203,7 +231,9 @@ class MCMC:
     def _drive(self) -> None:
         run = self._require_run()
         self._samples = None
-        begin, shown = time.perf_counter(), -_PROGRESS_SECONDS
+        self._keep()
+        begin = saved = time.perf_counter()
+        shown = -_PROGRESS_SECONDS
         total = self.warmup_steps + self.num_samples * self.thinning
         bar = tqdm(total=total, initial=run.transitions, disable=self.disable_progbar)
         try:
@@ -212,6 +242,9 @@ class MCMC:
                 if time.perf_counter() - shown > _PROGRESS_SECONDS:
                     shown = time.perf_counter()
                     show_progress(bar, run)
+                if time.perf_counter() - saved > _SAVE_SECONDS:
+                    self._keep()
+                    saved = time.perf_counter()
             show_progress(bar, run)
         except KeyboardInterrupt:
             kept = int(run.draws.counts.min().clamp(max=self.num_samples)) if not run.warming_up else 0
@@ -224,6 +257,7 @@ class MCMC:
         finally:
             bar.close()
             self.run_time += time.perf_counter() - begin
+            self._keep()
         if self.compile is True and run.concerns:
             warnings.warn(
                 f"compile=True: the run is {run.rung}, not compiled as a whole: {'; '.join(run.concerns)}.",
@@ -232,6 +266,11 @@ class MCMC:
             )
         for message in concerns(run):
             warnings.warn(message, SamplingWarning, stacklevel=3)
+
+    def _keep(self) -> None:
+        """Keep the run where its draws are."""
+        if self._folder is not None:
+            self._folder.save(self.state_dict())
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -242,11 +281,19 @@ class MCMC:
             raise RuntimeError("MCMC: there are no draws yet. Call run(...) first.")
         return self._run
 
-    def _recorded(self) -> dict[str, Tensor]:
-        recorded = self._require_run().draws.draws()
-        if not recorded or recorded["position"].shape[1] == 0:
+    def recorded(self, *, warmup: bool = False) -> dict[str, Tensor]:
+        """What was recorded: the unconstrained `position` `(chains, draws, dim)` and diagnostics `(chains, draws)`.
+
+        Args:
+            warmup: whether of the warm-up: empty unless `save_warmup`.
+        """
+        run = self._require_run()
+        recorded = (run.warmup_draws if warmup else run.draws).draws()
+        if recorded and recorded["position"].shape[1]:
+            return recorded
+        if not warmup:
             raise RuntimeError("MCMC: there are no draws yet: the run was interrupted before the first. Call resume().")
-        return recorded
+        return {}
 
     @property
     def target(self) -> Target:
@@ -265,8 +312,7 @@ class MCMC:
             `(chains * draws, *shape)`, or `(chains, draws, *shape)` if grouped.
         """
         if self._samples is None:
-            sites = self.target.constrain(self._recorded()["position"])
-            self._samples = {n: v for n, v in sites.items() if self.save_params is None or n in self.save_params}
+            self._samples = self.constrain(self.recorded()["position"])
         samples = self._samples if group_by_chain else {n: v.flatten(0, 1) for n, v in self._samples.items()}
         if num_samples is None:
             return dict(samples)
@@ -275,16 +321,19 @@ class MCMC:
         index = torch.randint(count, (num_samples,))
         return {n: v.index_select(dim, index.to(v.device)) for n, v in samples.items()}
 
+    def constrain(self, position: Tensor) -> dict[str, Tensor]:
+        """Unconstrained `(*lead, dim)` to the values of the sites that are kept, `(*lead, *shape)`."""
+        sites = self.target.constrain(position)
+        return {name: v for name, v in sites.items() if self.save_params is None or name in self.save_params}
+
     def sample_stats(self) -> dict[str, Tensor]:
         """Diagnostics of each draw, `(chains, draws)`, by ArviZ's names: `lp`, `diverging`, `acceptance_rate`, ..."""
-        return {name: value for name, value in self._recorded().items() if name != "position"}
+        return {name: value for name, value in self.recorded().items() if name != "position"}
 
     def warmup_draws(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draws by site and diagnostics of the warm-up, each `(chains, draws, ...)`; empty unless `save_warmup`."""
-        recorded = self._require_run().warmup_draws.draws()
-        if not recorded or recorded["position"].shape[1] == 0:
-            return {}, {}
-        return self.target.constrain(recorded.pop("position")), recorded
+        recorded = self.recorded(warmup=True)
+        return (self.target.constrain(recorded.pop("position")), recorded) if recorded else ({}, {})
 
     @property
     def inverse_mass_matrix(self) -> Tensor:
@@ -317,6 +366,14 @@ class MCMC:
         """The run as ArviZ's `InferenceData`: see `pyro_ebm.to_arviz`."""
         return to_arviz(self, **options)
 
+    def to_netcdf(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write `to_arviz(**options)` to a netCDF file, for `arviz.from_netcdf(path)`, without loading all draws."""
+        to_netcdf(self, path, **options)
+
+    def to_zarr(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write `to_arviz(**options)` to a zarr store, without loading all draws; it needs zarr."""
+        to_zarr(self, path, **options)
+
     @property
     def attrs(self) -> dict[str, Any]:
         """What to keep of the run beside its draws."""
@@ -335,7 +392,7 @@ class MCMC:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole run in tensors, numbers and strings, for `torch.save`.
+        """The whole run in tensors, numbers and strings, for `torch.save`; draws in a folder `draws_to` stay there.
 
         `load_state_dict` and `resume` go on with it.
         """
@@ -344,6 +401,7 @@ class MCMC:
             **self._settings(),
             "sites": {name: list(shape) for name, shape in self.target.raveler.shapes.items()},
             "run_time": self.run_time,
+            "run_id": self._folder.run_id if self._folder is not None else None,
             "run": run.state_dict(),
         }
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from pyro_ebm.mcmc.run import Run
 
 # A chain whose draws repeat this often, out of enough of them, has in effect not moved.
@@ -10,6 +12,8 @@ _STUCK, _ENOUGH = 0.99, 20
 # Trajectories cut this often waste work and random-walk.
 _SATURATED = 0.05
 _MOST_NAMED = 10
+# Numbers compared at a time.
+_COMPARED = 2**22
 
 
 def show_progress(bar: Any, run: Run) -> None:
@@ -59,9 +63,8 @@ def concerns(run: Run) -> Iterator[str]:
             "finite: look for a log or root of what can turn negative, an overflow, or a support that is too wide."
         )
     position = recorded["position"]
-    repeats = (position[:, 1:] == position[:, :-1]).all(-1).double().mean(-1)
-    stuck = (repeats > _STUCK).nonzero().flatten().tolist()
-    if stuck and position.shape[1] >= _ENOUGH:
+    stuck = (_repeats(position) > _STUCK).nonzero().flatten().tolist() if position.shape[1] >= _ENOUGH else []
+    if stuck:
         yield (
             f"{len(stuck)} of {run.num_chains} chains did not move (chains {stuck[:_MOST_NAMED]}): the density may not "
             "be finite around them. Leave them out, or give other starts."
@@ -70,3 +73,17 @@ def concerns(run: Run) -> Iterator[str]:
         saturated = float(recorded["reached_max_treedepth"].double().mean())
         if saturated > _SATURATED:
             yield f"{saturated:.0%} of the trajectories reached max_tree_depth: raise it, or use full_mass=True."
+
+
+def _repeats(position: Tensor) -> Tensor:
+    """The share of draws `(chains, draws, dim)` that repeat the one before, `(chains,)`.
+
+    They are compared a few at a time, since they may be more than fits in memory.
+    """
+    chains, draws, dim = position.shape
+    step = max(1, _COMPARED // (chains * dim))
+    repeated = position.new_zeros(chains)
+    for start in range(0, draws - 1, step):
+        few = position[:, start : start + step + 1]
+        repeated += (few[:, 1:] == few[:, :-1]).all(-1).sum(-1)
+    return repeated / (draws - 1)

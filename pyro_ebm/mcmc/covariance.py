@@ -15,8 +15,11 @@ _PRIOR_DRAWS = 5.0
 # Condition number of the correlations, beside what chance makes, from which a dense metric pays; in few dimensions its
 # cost does not count.
 _WORTH_A_FACTOR, _ALWAYS_DENSE = 4.0, 16
-# Draws that a low-rank estimate keeps, and how far from one a stretch must be to be worth its column.
-_KEPT_DRAWS, _NEGLIGIBLE = 256, 1.2
+# Draws that a low-rank estimate keeps, numbers in them at most, and how far from one a stretch must be to be worth its
+# column.
+_KEPT_DRAWS, _KEPT_NUMBERS, _NEGLIGIBLE = 256, 2**26, 1.2
+# With fewer draws than dims, an eigenvalue that is no more than so many times the next one's is there by chance.
+_STANDS_OUT = 3.0
 
 
 class MetricEstimator(Protocol):
@@ -188,7 +191,8 @@ class LowRankCovariance(NamedTuple):
 
     def update(self, draws: Tensor) -> LowRankCovariance:
         """Take in draws `(draws, dim)`."""
-        recent = torch.cat([self.recent, draws])[-_KEPT_DRAWS:]
+        kept = max(2, min(_KEPT_DRAWS, _KEPT_NUMBERS // max(draws.shape[-1], 1)))
+        recent = torch.cat([self.recent[-kept:], draws[-kept:]])[-kept:]
         return self._replace(variance=self.variance.update(draws), recent=recent)
 
     def metric(self) -> LowRankMetric:
@@ -198,15 +202,37 @@ class LowRankCovariance(NamedTuple):
         if kept < 2:
             return LowRankMetric(scale, directions, stretch)
         standard = (self.recent - self.recent.mean(0)) / scale / (kept - 1) ** 0.5
-        _, singular, right = torch.linalg.svd(standard, full_matrices=False)
-        found = min(rank, len(singular))
+        if kept < len(scale):
+            spread, vectors = _outstanding(standard, rank)
+        else:
+            _, singular, right = torch.linalg.svd(standard, full_matrices=False)
+            spread, vectors = singular.square(), right.mT
         # Directions that the draws span, shrunk towards one as the variances are.
-        root = ((kept * singular.square() + _PRIOR_DRAWS) / (kept + _PRIOR_DRAWS)).sqrt()
+        root = ((kept * spread + _PRIOR_DRAWS) / (kept + _PRIOR_DRAWS)).sqrt()
         worth = torch.where((root > _NEGLIGIBLE) | ((root < 1 / _NEGLIGIBLE) & (kept > 4 * len(scale))), root, 1)
-        strongest = worth.log().abs().topk(found).indices
-        directions[:, :found] = right[strongest].mT
-        stretch[:found] = worth[strongest]
+        strongest = worth.log().abs().topk(min(rank, len(worth))).indices
+        directions[:, : len(strongest)] = vectors[:, strongest]
+        stretch[: len(strongest)] = worth[strongest]
         return LowRankMetric(scale, directions, stretch)
+
+
+def _outstanding(standard: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The directions in which fewer draws than dims, X `(draws, dim)`, spread by more than chance.
+
+    Independent dims already show the eigenvalues `dim / draws` and more, the more so where draws follow one another. So
+    an eigenvalue counts where it stands out from the first that no column is left for, and what it has beyond that is
+    the density's own.
+
+    Returns:
+        Their variances `(found,)`, one where they do not stand out, and orthonormal vectors `(dim, found)`.
+    """
+    values, vectors = torch.linalg.eigh(standard @ standard.mT)  # ascending
+    found = min(rank, len(values) - 1)
+    chance, largest = values[-found - 1], values[-found:]
+    stands_out = largest > _STANDS_OUT * chance.clamp(min=1)
+    spread = torch.where(stands_out, 1 + largest - chance.clamp(min=1), 1)
+    across = standard.mT @ (vectors[:, -found:] / largest.clamp(min=torch.finfo(values.dtype).tiny).sqrt())
+    return spread, torch.where(stands_out, across, 0)
 
 
 def _merged(num_draws: Tensor, mean: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,9 +1,13 @@
 """Draws and diagnostics in preallocated buffers: each chain fills its own row at its own pace."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_ebm.mcmc.buffers import Buffers, MappedBuffers, MemoryBuffers
 
 
 class Recorder:
@@ -12,17 +16,20 @@ class Recorder:
     Args:
         num_chains: number of chains.
         num_draws: draws kept for each chain; what comes after is dropped.
-        device: where to keep them.
+        device: where the chains are, and their draws, unless they go to a folder.
         thinning: of so many transitions, the last is kept.
+        folder: where to keep draws on disk; by default they are kept in memory.
 
     Attributes:
         transitions: transitions made by each chain, `(chains,)`.
     """
 
-    def __init__(self, num_chains: int, num_draws: int, device: torch.device, thinning: int = 1) -> None:
+    def __init__(
+        self, num_chains: int, num_draws: int, device: torch.device, thinning: int = 1, folder: Path | None = None
+    ) -> None:
         self.num_draws, self.thinning = num_draws, thinning
         self.transitions = torch.zeros(num_chains, dtype=torch.long, device=device)
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: Buffers = MemoryBuffers(device) if folder is None else MappedBuffers(folder)
 
     @property
     def counts(self) -> Tensor:
@@ -53,28 +60,22 @@ class Recorder:
             rows = value[ticks, chains]
             if finish and name in finish:
                 rows = finish[name](rows)
-            if name not in self._buffers:
-                shape = (len(self.transitions), self.num_draws, *rows.shape[1:])
-                self._buffers[name] = torch.zeros(shape, dtype=rows.dtype, device=rows.device)
-            self._buffers[name][chains, slots] = rows
+            shape = (len(self.transitions), self.num_draws, *rows.shape[1:])
+            buffer = self._buffers.buffer(name, shape, rows.dtype)
+            buffer[chains.to(buffer.device), slots.to(buffer.device)] = rows.to(buffer.device)
         self.transitions = self.transitions + done.sum(0)
         return kept
 
     def draws(self) -> dict[str, Tensor]:
         """What all chains have recorded, each `(chains, draws, ...)`, with as many draws as the slowest chain has."""
         count = min(int(self.counts.min()), self.num_draws)
-        return {name: buffer[:, :count] for name, buffer in self._buffers.items()}
+        return {name: buffer[:, :count] for name, buffer in self._buffers.read().items()}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The buffers and counts."""
-        return {"transitions": self.transitions, **{f"buffer.{name}": buffer for name, buffer in self._buffers.items()}}
+    def state_dict(self) -> dict[str, Any]:
+        """The counts and the buffers, or where these are in files, what to look for there."""
+        return {"transitions": self.transitions, **self._buffers.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved."""
-        device = self.transitions.device
-        self.transitions = state["transitions"].to(device)
-        self._buffers = {
-            name.removeprefix("buffer."): value.to(device).clone()
-            for name, value in state.items()
-            if name.startswith("buffer.")
-        }
+        self.transitions = state["transitions"].to(self.transitions.device)
+        self._buffers.load_state_dict(state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -58,6 +59,7 @@ class RunSettings:
         thinning: of so many transitions after the warm-up, one is kept.
         compile: whether ticks are compiled: `"no"`; `"fast"`, if a fast compiler can; `"yes"`, however long it takes.
         subsamples: what the log density takes minibatches of, anew in every tick.
+        folder: where draws are kept on disk; by default they are kept in memory.
     """
 
     num_samples: int
@@ -71,6 +73,7 @@ class RunSettings:
     thinning: int = 1
     compile: Compile = "no"
     subsamples: tuple[Subsample, ...] = ()
+    folder: Path | None = None
 
 
 class Run:
@@ -107,8 +110,10 @@ class Run:
         self._estimator = self._no_draws
         step_size = torch.tensor(settings.step_size, dtype=position.dtype, device=position.device)
         self._adaptation = algorithm.adaptation(step_size, chains)
-        self.draws = Recorder(chains, settings.num_samples, position.device, settings.thinning)
-        self.warmup_draws = Recorder(chains, settings.warmup_steps if settings.save_warmup else 0, position.device)
+        draws, warmup = (settings.folder and settings.folder / name for name in ("draws", "warmup"))
+        self.draws = Recorder(chains, settings.num_samples, position.device, settings.thinning, draws)
+        saved = settings.warmup_steps if settings.save_warmup else 0
+        self.warmup_draws = Recorder(chains, saved, position.device, folder=warmup)
         self._in_window = torch.zeros(chains, dtype=torch.long, device=position.device)
         self._in_warmup = torch.zeros_like(self._in_window)
         self._diverged = torch.zeros_like(self._in_window)

@@ -136,6 +136,7 @@ class CProgram:
         self._arena_size = source.arena_size
         self._shapes = [(out.shape, out.dtype) for out in outputs[len(carry) :]]
         self._check(outputs)
+        traced.inputs = []  # examples may be large
 
     def _run(self, carry: list[Tensor], xs: list[Tensor], constants: list[Tensor], steps: int) -> list[Tensor]:
         ys = [torch.empty((steps, *shape), dtype=dtype) for shape, dtype in self._shapes]
