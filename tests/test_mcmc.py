@@ -780,7 +780,7 @@ def test_a_chain_in_a_region_without_a_density_is_brought_along_by_the_warmup() 
     starts[2] = 1000.0
     with pytest.warns(SamplingWarning, match=r"1 of 12 chains \(chains \[2\]\) were left behind in the warm-up"):
         mcmc = run(NUTS(Island()), num_chains=12, initial_params={"x": starts})
-    assert mcmc.attrs["chains_moved"] == [2]
+    assert mcmc.attrs["chains_moved"] == 1
     check_moments(draws(mcmc), 0.0, 1.0)
     check_mixing(draws(mcmc))
     assert 0.2 < float(mcmc.inverse_mass_matrix) < 5  # adapted to the others

@@ -385,7 +385,7 @@ class MCMC:
             "tuning_steps": self.warmup_steps,
             "step_size": float(run.step_size),
             **({"target_accept_prob": run.target_acceptance} if isinstance(self.kernel, AdaptiveKernel) else {}),
-            "chains_moved": (run.num_moved > 0).nonzero().flatten().tolist(),
+            "chains_moved": int((run.num_moved > 0).sum()),
             "program": run.rung,
         }
 
