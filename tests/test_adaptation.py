@@ -216,7 +216,7 @@ class PlainLength:
         self.criterion = 0.9 * self.criterion + 0.1 * criterion
         self.gradient = 0.9 * self.gradient + 0.1 * gradient
         slope = max(-1.0, min(1.0, self.gradient / self.criterion - 0.25))
-        least, most = math.log(step_size), math.log(step_size) + math.log(1024)
+        least, most = math.log(step_size), math.log(step_size) + math.log(min(16 + 2 * self.num_updates, 1024))
         self.log_length = min(max(self.log_length + 0.1 * slope, least), most)
         self.num_updates += 1
         share = self.num_updates**-0.5
@@ -246,7 +246,10 @@ def chees_info(chains: int, seed: int, done: bool, slope: float = 0.5) -> chees.
 
 @pytest.mark.parametrize("slope", [0.4, 5.0, -5.0], ids=["moderate", "up", "down"])
 def test_the_length_climbs_the_criterion_for_its_cost(slope: float) -> None:
-    """By the mean over chains, weighted by what each accepts, of those that are sound, between one step and 1024."""
+    """By the mean over chains, weighted by what each accepts, of those that are sound, between one step and a bound.
+
+    The bound grows with every trajectory.
+    """
     chains, start = 6, 0.2
     ours, plain = LengthAdaptation.start(float64(start), chains), PlainLength(start)
     plain_steps = DualAveraging.start(float64(start), chains)
@@ -266,8 +269,9 @@ def test_the_length_climbs_the_criterion_for_its_cost(slope: float) -> None:
         assert float(ours.settled().trajectory_length) == pytest.approx(math.exp(plain.log_average))
         seen.append(float(ours.trajectory_length / ours.step_size))
     assert torch.equal(ours.settled().step_size, plain_steps.settled().step_size)
-    assert 0.999 < min(seen) <= max(seen) < 1024.001
-    assert slope != 5.0 or max(seen) > 1023
+    assert 0.999 < min(seen) <= max(seen) < 16 + 2 * 99 + 0.001
+    assert slope != 5.0 or max(seen) > 0.9 * (16 + 2 * 99)
+    assert slope != 5.0 or float(ours.restarted(ours.step_size, same_scale=True).max_steps) == 4 * (16 + 2 * 100)
     assert slope != -5.0 or min(seen) < 1.001
 
 

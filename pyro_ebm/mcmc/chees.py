@@ -10,7 +10,6 @@ References:
     Sountsov and Hoffman 2022, Focusing on difficult directions for learning HMC trajectory lengths.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,9 @@ from pyro_ebm.mcmc.step_size import DualAveraging
 
 # The most leapfrog steps of a trajectory.
 MAX_NUM_STEPS = 1024
-_LOG_MAX_STEPS = math.log(MAX_NUM_STEPS)
+# At first there are far fewer: chains are on their way to the bulk, and what they say of lengths holds only there. The
+# bound grows with each trajectory, and with each window.
+_FIRST_MAX_STEPS, _MORE_STEPS, _WIDER = 16.0, 2.0, 4.0
 # The logarithm of the length moves this far for each unit of the rate's logarithmic gradient, which is taken from
 # running means, and held between -1 and 1.
 _LEARNING_RATE, _FORGETTING = 0.1, 0.9
@@ -225,6 +226,7 @@ class LengthAdaptation(NamedTuple):
         log_length_average: its average, for after the warm-up.
         criterion: the running mean of C(T), and `criterion_gradient` of its derivative by `log T`.
         num_updates: number of trajectories.
+        max_steps: the present bound on the number of steps.
     """
 
     averaging: DualAveraging
@@ -233,12 +235,14 @@ class LengthAdaptation(NamedTuple):
     criterion: Tensor
     criterion_gradient: Tensor
     num_updates: Tensor
+    max_steps: Tensor
 
     @classmethod
     def start(cls, step_size: Tensor, num_chains: int) -> "LengthAdaptation":
         """Begin with trajectories of a few steps."""
         zero, log_length = torch.zeros_like(step_size), step_size.log() + 1
-        return cls(DualAveraging.start(step_size, num_chains), log_length, log_length, zero, zero, zero)
+        averaging, bound = DualAveraging.start(step_size, num_chains), zero + _FIRST_MAX_STEPS
+        return cls(averaging, log_length, log_length, zero, zero, zero, bound)
 
     @property
     def step_size(self) -> Tensor:
@@ -267,7 +271,7 @@ class LengthAdaptation(NamedTuple):
         )
         slope = (gradient / criterion.clamp(min=1e-30) - _THRIFT).clamp(-1, 1)
         averaging = self.averaging.adapt(info, sound, target)
-        least, most = averaging.log_step_size, averaging.log_step_size + _LOG_MAX_STEPS
+        least, most = averaging.log_step_size, averaging.log_step_size + self.max_steps.log()
         log_length = torch.minimum(torch.maximum(self.log_length + _LEARNING_RATE * slope, least), most)
         count = self.num_updates + 1
         share = count**-_AVERAGING
@@ -278,6 +282,7 @@ class LengthAdaptation(NamedTuple):
             criterion=criterion,
             criterion_gradient=gradient,
             num_updates=count,
+            max_steps=(self.max_steps + _MORE_STEPS).clamp(max=MAX_NUM_STEPS),
         )
         waiting = self._replace(averaging=averaging)
         kept: LengthAdaptation = pytree.tree_map(lambda new, old: torch.where(usable, new, old), updated, waiting)
@@ -292,6 +297,8 @@ class LengthAdaptation(NamedTuple):
         from far too long, where the criterion is flat.
         """
         fresh = LengthAdaptation.start(step_size, len(self.averaging.transitions))
+        if bool(self.num_updates > 0):
+            fresh = fresh._replace(max_steps=(_WIDER * self.max_steps).clamp(max=MAX_NUM_STEPS))
         if not same_scale:
             return fresh
         return fresh._replace(log_length=self.log_length_average, log_length_average=self.log_length_average)

@@ -1,6 +1,6 @@
 """Draws and diagnostics in preallocated buffers: each chain fills its own row at its own pace."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_ebm.mcmc.buffers import Buffers, MappedBuffers, MemoryBuffers
+
+_Finish = Callable[[Tensor], Tensor]
 
 
 class Recorder:
@@ -40,31 +42,47 @@ class Recorder:
         self,
         done: Tensor,
         values: Mapping[str, Tensor],
-        finish: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        finish: Mapping[str, _Finish] | None = None,
     ) -> Tensor:
         """Store what chains say where they are `done`.
 
         Args:
             done: `(ticks, chains)`.
             values: each `(ticks, chains, ...)`.
-            finish: what to make of the stored rows `(rows, ...)` of some values.
+            finish: what to make of the stored rows `(*lead, ...)` of some values.
 
         Returns:
             Which were stored, `(ticks, chains)`.
         """
         number = self.transitions + done.cumsum(0)  # of the transition, from one
         kept = done & (number % self.thinning == 0) & (number <= self.num_draws * self.thinning)
-        ticks, chains = kept.nonzero(as_tuple=True)
-        slots = number[ticks, chains] // self.thinning - 1
-        for name, value in values.items():
-            rows = value[ticks, chains]
-            if finish and name in finish:
-                rows = finish[name](rows)
-            shape = (len(self.transitions), self.num_draws, *rows.shape[1:])
-            buffer = self._buffers.buffer(name, shape, rows.dtype)
-            buffer[chains.to(buffer.device), slots.to(buffer.device)] = rows.to(buffer.device)
+        in_step = bool((done == done[:, :1]).all() & (self.transitions == self.transitions[0]).all())
+        store = self._store_in_step if in_step else self._store
+        store(kept, number // self.thinning - 1, values, finish or {})
         self.transitions = self.transitions + done.sum(0)
         return kept
+
+    def _store(self, kept: Tensor, slot: Tensor, values: Mapping[str, Tensor], finish: Mapping[str, _Finish]) -> None:
+        ticks, chains = kept.nonzero(as_tuple=True)
+        slots = slot[ticks, chains]
+        for name, value in values.items():
+            rows = finish.get(name, _as_it_is)(value[ticks, chains])
+            buffer = self._buffer(name, rows.shape[1:], rows.dtype)
+            buffer[chains.to(buffer.device), slots.to(buffer.device)] = rows.to(buffer.device)
+
+    def _store_in_step(
+        self, kept: Tensor, slot: Tensor, values: Mapping[str, Tensor], finish: Mapping[str, _Finish]
+    ) -> None:
+        """Where all chains end their transitions together, their draws are one stretch of the buffers."""
+        (ticks,) = kept[:, 0].nonzero(as_tuple=True)
+        first = int(slot[ticks[0], 0]) if len(ticks) else 0
+        for name, value in values.items():
+            rows = finish.get(name, _as_it_is)(value[ticks])
+            buffer = self._buffer(name, rows.shape[2:], rows.dtype)
+            buffer[:, first : first + len(ticks)] = rows.transpose(0, 1)
+
+    def _buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return self._buffers.buffer(name, (len(self.transitions), self.num_draws, *shape), dtype)
 
     def draws(self) -> dict[str, Tensor]:
         """What all chains have recorded, each `(chains, draws, ...)`, with as many draws as the slowest chain has."""
@@ -79,3 +97,7 @@ class Recorder:
         """Restore what `state_dict` saved."""
         self.transitions = state["transitions"].to(self.transitions.device)
         self._buffers.load_state_dict(state)
+
+
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows

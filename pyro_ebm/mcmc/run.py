@@ -226,7 +226,7 @@ class Run:
         """Ticks until the counters should be looked at again: a function of the run's state, so that runs repeat."""
         if self.warming_up:
             made = self._in_window
-            missing = int(max(self._windows[self._window].length - int(made.median()), 1) * _WINDOW_SHARE)
+            missing = max(self._windows[self._window].length - int(made.median()), 1) * _WINDOW_SHARE
         else:
             made = self.draws.transitions
             missing = self.settings.num_samples * self.settings.thinning - int(made.min())
