@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_ebm._core.program import operations as operations  # registers its handlers
+from pyro_ebm._core.program.inlining import inline_constants
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
 from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
 from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE
@@ -43,21 +44,22 @@ def write_source(
     Raises:
         UnsupportedError: if the graph has an operation or dtype that C programs do not know.
     """
-    lowering = Lowering(graph_module)
+    lowering = Lowering(graph_module, len(carry) + len(x))
     outputs: list[Tensor] = list(lowering.run(*carry, *x, *constants))
     nodes = next(n for n in graph_module.graph.nodes if n.op == "output").args[0]
     for old, new in zip(carry, outputs[: len(carry)], strict=True):
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise UnsupportedError(f"a carry that turns from {_kind(old)} to {_kind(new)}")
     results = lowering.outputs(nodes)
-    for view in lowering.inputs[len(carry) + len(x) :]:
-        lowering.buffers[view.buffer].constant = True
     y = [
         lowering.copy(result, value.dtype, lowering.new_view(value.dtype, value.shape, "output"))
         for result, value in zip(results[len(carry) :], outputs[len(carry) :], strict=True)
     ]
     _replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
-    statements, buffers = _live(lowering.statements, lowering.buffers), lowering.buffers
+    buffers = lowering.buffers
+    _mark_constant(lowering.statements, buffers)
+    inline_constants(lowering.statements, buffers)
+    statements = _live(lowering.statements, buffers)
     _mark_constant(statements, buffers)
     once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
     repeated = [i for i, s in enumerate(statements) if not buffers[s.target_view.buffer].constant]

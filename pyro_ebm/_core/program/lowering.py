@@ -28,6 +28,10 @@ class Lowering(fx.Interpreter):
 
     Running it on example tensors computes the graph, for shapes and for a check of the program, and fills in:
 
+    Args:
+        graph_module: the graph.
+        num_varying: how many of its inputs, the first, differ between repetitions.
+
     Attributes:
         buffers: the memory.
         statements: in an order that is right.
@@ -35,8 +39,9 @@ class Lowering(fx.Interpreter):
         captured: tensors that the graph holds, by buffer.
     """
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
+    def __init__(self, graph_module: fx.GraphModule, num_varying: int) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
+        self._num_varying = num_varying
         self.buffers: list[Buffer] = []
         self.statements: list[Statement] = []
         self.inputs: list[View] = []
@@ -60,12 +65,14 @@ class Lowering(fx.Interpreter):
         return contiguous(self.new_buffer(dtype, math.prod(sizes), role), tuple(sizes))
 
     def new_like(self, dtype: torch.dtype, sizes: Sequence[int], operands: Sequence[Operand]) -> View:
-        """Set memory aside in the layout of the first operand that is as large and dense: loops run along memory."""
+        """Set memory aside in the layout of an operand that is as large and dense, so that loops run along memory.
+
+        Of several, the first that differs between repetitions: one that is the same is read in any order, or not at all.
+        """
         view = self.new_view(dtype, sizes)
-        for operand in operands:
-            if isinstance(operand.source, View) and operand.source.is_dense:
-                return replace(view, strides=operand.source.strides)
-        return view
+        dense = [o.source for o in operands if isinstance(o.source, View) and o.source.is_dense]
+        dense.sort(key=lambda source: self.buffers[source.buffer].constant)
+        return replace(view, strides=dense[0].strides) if dense else view
 
     def _given(self, value: Tensor) -> View:
         """A buffer of the caller's, with the strides of an example."""
@@ -86,6 +93,9 @@ class Lowering(fx.Interpreter):
             statement = statement.in_memory_order()
         for view in [*statement.views(), statement.target_view]:
             statement.after.update(self._writers.get(view.buffer, ()))
+        target = self.buffers[statement.target_view.buffer]
+        constant = target.role == "local" and all(self.buffers[v.buffer].constant for v in statement.views())
+        target.constant = constant and (target.constant or target.index not in self._writers)
         self._writers.setdefault(statement.target_view.buffer, []).append(len(self.statements))
         self.statements.append(statement)
 
@@ -147,6 +157,7 @@ class Lowering(fx.Interpreter):
         self.env[n] = result
         if n.op == "placeholder":
             self._views[n] = self._given(result)
+            self.buffers[self._views[n].buffer].constant = len(self.inputs) >= self._num_varying
             self.inputs.append(self._views[n])
         elif n.op == "get_attr":
             self._views[n] = self._capture(result)
