@@ -50,6 +50,7 @@ class Lowering(fx.Interpreter):
         self._numbers: dict[fx.Node, Number] = {}
         self._parts: dict[fx.Node, Sequence[View | None]] = {}
         self._writers: dict[int, list[int]] = {}
+        self._static: set[int] = set()  # buffers that are made of nothing but captured tensors and numbers
 
     # -- memory and statements ---------------------------------------------------------------------------------------
 
@@ -67,7 +68,7 @@ class Lowering(fx.Interpreter):
     def new_like(self, dtype: torch.dtype, sizes: Sequence[int], operands: Sequence[Operand]) -> View:
         """Set memory aside in the layout of an operand that is as large and dense, so that loops run along memory.
 
-        Of several, the first that differs between repetitions: one that is the same is read in any order, or not at all.
+        Of several, the first that differs between repetitions: one that does not is read in any order, or not at all.
         """
         view = self.new_view(dtype, sizes)
         dense = [o.source for o in operands if isinstance(o.source, View) and o.source.is_dense]
@@ -85,7 +86,18 @@ class Lowering(fx.Interpreter):
         view = self._given(value)
         self.buffers[view.buffer].constant = True
         self.captured[view.buffer] = value
+        self._static.add(view.buffer)
         return view
+
+    def places(self, mask: Any) -> list[View]:
+        """Where a boolean mask is true: a view of indices for each of its dims.
+
+        Raises:
+            UnsupportedError: if the mask depends on an input, so that the number of places does.
+        """
+        if self.view(mask).buffer not in self._static:
+            raise UnsupportedError("a boolean mask that depends on values, as an index")
+        return [self._capture(index.contiguous()) for index in self.example(mask).bool().nonzero(as_tuple=True)]
 
     def emit(self, statement: Statement) -> None:
         """Append a statement, to be run after those that write what it reads or writes."""
@@ -96,6 +108,11 @@ class Lowering(fx.Interpreter):
         target = self.buffers[statement.target_view.buffer]
         constant = target.role == "local" and all(self.buffers[v.buffer].constant for v in statement.views())
         target.constant = constant and (target.constant or target.index not in self._writers)
+        static = target.role == "local" and all(view.buffer in self._static for view in statement.views())
+        if static and (target.index in self._static or target.index not in self._writers):
+            self._static.add(target.index)
+        else:
+            self._static.discard(target.index)
         self._writers.setdefault(statement.target_view.buffer, []).append(len(self.statements))
         self.statements.append(statement)
 

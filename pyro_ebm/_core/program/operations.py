@@ -302,11 +302,17 @@ def _repeat(lowering: Lowering, n: Any, result: Tensor) -> View:
 
 
 def _indexed(lowering: Lowering, table: View, indices: Sequence[Any]) -> Indirect:
-    """`table[indices]`, where `None` keeps a dim."""
-    given = [i for i, index in enumerate(indices) if index is not None]
-    views = {i: lowering.view(indices[i]) for i in given}
-    if any(lowering.dtype(indices[i]) in (torch.bool, torch.uint8) for i in given):
-        raise UnsupportedError("aten::index with a boolean mask")
+    """`table[indices]`, where `None` keeps a dim, and a mask stands for the places where it is true."""
+    places: list[View | None] = []
+    for index in indices:
+        if index is None:
+            places.append(None)
+        elif lowering.dtype(index) in (torch.bool, torch.uint8):
+            places += lowering.places(index)
+        else:
+            places.append(lowering.view(index))
+    views = {i: view for i, view in enumerate(places) if view is not None}
+    given = list(views)
     shape = tuple(torch.broadcast_shapes(*(v.sizes for v in views.values())))
     together = given == list(range(given[0], given[-1] + 1))
     before = list(range(given[0])) if together else []

@@ -1,0 +1,97 @@
+"""Which chains the warm-up takes for left behind, and when it aims at shorter steps."""
+
+import math
+
+import pytest
+import torch
+from cases import randn
+from kernel_cases import generator, log_density_of
+from torch import Tensor
+
+from pyro_ebm import Funnel, GaussianMixture
+from pyro_ebm.mcmc.algorithm import nuts_algorithm
+from pyro_ebm.mcmc.chain_mass import ChainMass
+from pyro_ebm.mcmc.run import Run, RunSettings
+
+NONE = [False] * 8
+
+
+def mass_of(draws: Tensor, lp: Tensor, done: Tensor | None = None) -> ChainMass:
+    """Of draws `(ticks, chains, dim)`, in blocks of unequal length."""
+    done = torch.ones_like(lp, dtype=torch.bool) if done is None else done
+    mass = ChainMass.start(draws[0])
+    for block in (slice(0, 3), slice(3, 4), slice(4, None)):
+        mass = mass.update(done[block], lp[block], draws[block])
+    return mass
+
+
+def normal(seed: int, scale: Tensor, ticks: int = 40) -> tuple[Tensor, Tensor]:
+    """Draws of chains `(ticks, chains, dim)` from normals of these standard deviations, with `-|x / scale|² / 2`."""
+    standard = randn(seed, ticks, len(scale), 3)
+    return standard * scale[:, None], -0.5 * standard.square().sum(-1)
+
+
+def test_moments_are_those_of_the_draws_that_count() -> None:
+    draws, lp = normal(1, torch.arange(1.0, 9.0).double())
+    done = torch.rand(lp.shape, generator=generator(2)) < 0.6
+    mass = mass_of(draws, lp, done)
+    for chain in range(8):
+        own = draws[done[:, chain], chain]
+        assert float(mass.num_draws[chain]) == len(own)
+        torch.testing.assert_close(mass.mean[chain], own.mean(0))
+        torch.testing.assert_close(mass.scatter[chain], (own - own.mean(0)).square().sum(0))
+        torch.testing.assert_close(mass.lp[chain], lp[done[:, chain], chain].mean())
+
+
+def test_a_chain_in_a_mode_without_mass_is_left_behind() -> None:
+    draws, lp = normal(1, torch.ones(8).double())
+    assert mass_of(draws, lp).left_behind().tolist() == NONE
+    lp[:, 5] -= 30
+    assert mass_of(draws, lp).left_behind().tolist() == [i == 5 for i in range(8)]
+    assert mass_of(draws[:4], lp[:4]).left_behind().tolist() == NONE  # too few draws to judge by
+    assert mass_of(draws[:, 3:6], lp[:, 3:6]).left_behind().tolist() == [False] * 3  # too few chains
+
+
+def test_a_mode_that_is_low_but_wide_is_not() -> None:
+    """Its volume makes up for it: both modes have the same mass."""
+    scale = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1e6, 1.0, 1.0], dtype=torch.float64)
+    draws, lp = normal(1, scale)
+    lp = lp - 3 * scale.log()
+    assert float(lp[:, 5].max() - lp[:, 0].min()) < -20
+    assert mass_of(draws, lp).left_behind().tolist() == NONE
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_chain_without_a_density_or_that_does_not_move_is(value: float) -> None:
+    draws, lp = normal(1, torch.ones(8).double())
+    lp[:, 2] = value
+    draws[:, 6] = 1.5
+    assert mass_of(draws, lp).left_behind().tolist() == [i in (2, 6) for i in range(8)]
+
+
+def finish(run: Run) -> Run:
+    while not run.finished:
+        run.advance()
+    return run
+
+
+def test_modes_that_hold_their_share_keep_their_chains() -> None:
+    """Two modes far apart: no chain is moved, for none has gone astray."""
+    mixture = GaussianMixture(2, radius=20.0, scale=1.0, weights=[0.7, 0.3]).double()
+    start = torch.cat([randn(1, 10, 2) - 20, randn(2, 6, 2) + 20])
+    start[:, 1] = randn(3, 16)
+    run = Run(nuts_algorithm(), log_density_of(mixture), start, generator(4), RunSettings(20, 200, compile="fast"))
+    finish(run)
+    assert int(run.num_moved.sum()) == 0
+    assert (run.draws.draws()["position"][:, :, 0] > 0).all(1).tolist() == (start[:, 0] > 0).tolist()
+
+
+def test_many_divergences_raise_the_target() -> None:
+    """In a funnel, and in no normal."""
+    settings = RunSettings(20, 400, compile="fast")
+    reached = {}
+    for name, energy in (("funnel", Funnel(5, 3.0).double()), ("normal", Funnel(5, 0.01).double())):
+        run = Run(nuts_algorithm(), log_density_of(energy), randn(1, 16, 5), generator(2), settings)
+        reached[name] = finish(run).target_acceptance
+    assert reached["normal"] == pytest.approx(0.8)
+    assert 0.82 < reached["funnel"] <= 0.99
