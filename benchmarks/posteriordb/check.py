@@ -24,7 +24,7 @@ import arviz as az
 import numpy as np
 import pyro
 import torch
-from models import POSTERIORS, Posterior
+from models_of_posteriordb import POSTERIORS, Posterior
 
 import pyro_ebm
 from pyro_ebm.infer.kernel import AdaptiveKernel

@@ -1,0 +1,36 @@
+"""Reference posteriors, at the shipped defaults: `benchmarks/posteriordb/check.py` runs all, with every kernel."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import default_dtype
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data" / "posteriordb"
+sys.path.insert(0, str(ROOT / "benchmarks" / "posteriordb"))
+from check import check  # noqa: E402
+from models_of_posteriordb import POSTERIORS  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the reference draws are not there: {DATA}")
+
+
+@pytest.mark.parametrize(("kernel", "chains"), [("NUTS", 4), ("ChEES", 64)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eight_schools-eight_schools_noncentered",
+        "kidiq-kidscore_interaction",
+        "low_dim_gauss_mix-low_dim_gauss_mix",
+        "gp_pois_regr-gp_pois_regr",
+    ],
+)
+def test_means_and_spreads_are_those_of_the_reference(name: str, kernel: str, chains: int) -> None:
+    options = argparse.Namespace(kernel=kernel, chains=chains, draws=1000, warmup=1000, seed=0)
+    reference = json.loads((DATA / f"{name}.json").read_text())
+    with default_dtype(torch.float64):
+        result = check(POSTERIORS[name], reference, options)
+    assert result.passes, result
