@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +42,7 @@ def inputs(dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
     made["ties"] = torch.where(torch.rand(4, 6, generator=generator) < 0.1, math.nan, ties) if dtype.is_floating_point else ties
     made["i"] = torch.randint(-3, 3, (2, 5), generator=generator)
     made["j"] = torch.randint(0, 3, (2, 4), generator=generator)
+    made["p"] = made["m"].clone()
     made["k"] = made["j"] % 2
     made["mask"] = torch.rand(3, 4, generator=generator) < 0.5
     return made
@@ -50,7 +51,7 @@ def inputs(dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
 def _binary(name: str) -> Iterator[Case]:
     call = getattr(aten, name)
     pairs: list[Callable[[Any], tuple[Any, Any]]] = [
-        lambda d: (d.a, d.b),
+        (lambda d: (d.a, d.b)) if name != "fmod" else lambda d: (d.m, d.r),  # torch's own is off where it is vectorised
         lambda d: (d.m, d.m.t().reshape(3, 4)),
         lambda d: (d.n.t(), d.n),
         lambda d: (d.t, d.s) if name not in ("clamp_min", "clamp_max") else (d.t, d.m),
@@ -127,6 +128,9 @@ def table() -> list[Case]:
         cases += [(name, lambda d, c=call, dim=dim: c(d.t.transpose(1, 2), dim)) for dim in (0, 1, -1)]
         cases += [(name, lambda d, c=call: c(d.s, 0)), (name, lambda d, c=call: c(d.e, 0))]
         cases += [(name, lambda d, c=call: c(d.special, 0)), (name, lambda d, c=call: c(d.r.expand(4, 3), 1))]
+    for f in (lambda x: x + 1 > x, lambda x: x * 2 < x, lambda x: -x < 0, lambda x: abs(x) < 0, lambda x: x - 1 < x):
+        cases.append(("neg", lambda d, f=f: f(d.special)))  # integers wrap around
+    cases += [("mul", lambda d: aten.sqrt(d.m * d.m - d.p * d.p)), ("flip", lambda d: aten.flip(d.s, [0]))]
     return cases + VIEWS + FILLED + JOINS + INDEXING + PRODUCTS
 
 
@@ -273,4 +277,180 @@ PRODUCTS: list[Case] = [
 
 # -- random steps ------------------------------------------------------------------------------------------------------
 
-Node = Callable[[random.Random, "SimpleNamespace"], Tensor]
+
+
+def _like(rng: random.Random, pool: list[Tensor], sizes: Sequence[int]) -> Tensor:
+    """A tensor of the pool that broadcasts to a shape, or one of its elements."""
+    fitting = [x for x in pool if x.dim() <= len(sizes) and _broadcasts(x, sizes)]
+    return rng.choice(fitting) if fitting else rng.choice(pool).reshape(-1)[-1]
+
+
+def _broadcasts(x: Tensor, sizes: Sequence[int]) -> bool:
+    return all(old in (1, new) for old, new in zip(reversed(x.shape), reversed(sizes), strict=False))
+
+
+def _fitted(rng: random.Random, x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """A tensor made to have a shape, by one of several ways."""
+    count = math.prod(sizes)
+    if tuple(x.shape) == tuple(sizes):
+        return x
+    if x.numel() == count:
+        return x.reshape(tuple(sizes))
+    if x.dim() <= len(sizes) and _broadcasts(x, sizes):
+        return x.expand(tuple(sizes))
+    flat = x.reshape(-1)
+    return flat.repeat(-(-count // flat.numel()))[:count].reshape(tuple(sizes))
+
+
+def _pointwise(rng: random.Random, pool: list[Tensor], raw: list[Tensor]) -> Tensor:
+    x = rng.choice(pool)
+    y = _like(rng, pool, x.shape)
+    functions: list[Callable[[], Tensor]] = [
+        lambda: x.tanh(),
+        lambda: x.sin() * 0.9,
+        lambda: (x + y) * 0.5,
+        lambda: x - y * 0.25,
+        lambda: (x * y).clamp(-2, 2),
+        lambda: torch.maximum(x, y),
+        lambda: torch.minimum(y, x),
+        lambda: torch.sigmoid(x - y),
+        lambda: torch.nn.functional.softplus(x) - y,
+        lambda: (1 + x.square()).log(),
+        lambda: (1 + x * x).rsqrt(),
+        lambda: torch.addcmul(x, y.tanh(), y, value=0.5),
+        lambda: torch.logaddexp(x, y) * 0.5,
+        lambda: x.abs().sqrt().clamp(max=3) + y,
+        lambda: torch.where(_like(rng, raw, x.shape) > 0.1, x, y),
+        lambda: torch.where(x.isfinite(), -x, y),
+        lambda: x.masked_fill(_like(rng, raw, x.shape) < 0, 0.25),
+        lambda: torch.full_like(x, 0.5) * y,
+        lambda: x.relu() - (-y).clone(),
+        lambda: torch.exp(-x.abs()),
+    ]
+    return rng.choice(functions)()
+
+
+def _shaped(rng: random.Random, pool: list[Tensor], raw: list[Tensor]) -> Tensor:
+    x = rng.choice([x for x in pool if x.dim()])
+    dim = rng.randrange(-x.dim(), x.dim())
+    size = x.shape[dim]
+    functions: list[Callable[[], Tensor]] = [
+        lambda: x.transpose(0, dim),
+        lambda: x.movedim(dim, 0),
+        lambda: x.unsqueeze(dim) if x.dim() < 4 else x.flatten(),
+        lambda: x.squeeze(),
+        lambda: x.select(dim, rng.randrange(-size, size)),
+        lambda: x.narrow(dim, rng.randrange(size), 1),
+        lambda: x[..., ::2],
+        lambda: x.flip(dim),
+        lambda: x.roll(1, dim),
+        lambda: x.reshape(-1),
+        lambda: x.expand(2, *x.shape) if x.dim() < 4 else x[0],
+        lambda: torch.cat([x, x.flip(dim)], dim) if x.numel() < 60 else x.sum(dim),
+        lambda: torch.nn.functional.pad(x, (1, 0), value=0.5) if x.numel() < 60 else x.amax(dim),
+        lambda: x.unfold(0, 1, 1) if x.dim() < 4 else x.squeeze(),
+        lambda: x.diagonal(0, -2, -1) if x.dim() > 1 else x,
+        lambda: x.split([1, size - 1], dim)[0],
+    ]
+    return rng.choice(functions)()
+
+
+def _folded(rng: random.Random, pool: list[Tensor], raw: list[Tensor]) -> Tensor:
+    x = rng.choice([x for x in pool if x.dim()])
+    dim, keep = rng.randrange(-x.dim(), x.dim()), rng.random() < 0.6
+    functions: list[Callable[[], Tensor]] = [
+        lambda: x.sum(dim, keep).tanh(),
+        lambda: x.sum().sin(),
+        lambda: x.mean(dim, keep),
+        lambda: x.mean() - x,
+        lambda: x.amax(dim, keep),
+        lambda: x.min(dim, keep).values,
+        lambda: x.logsumexp(dim, keep),
+        lambda: x.softmax(dim),
+        lambda: x.sigmoid().prod(dim, keep),
+        lambda: x.cumsum(dim).tanh(),
+        lambda: torch.where((x > 40).any(dim, True), 0.0, x),
+        lambda: torch.where((x < 40).all(), x, 1.0),
+    ]
+    return rng.choice(functions)()
+
+
+def _indexed(rng: random.Random, pool: list[Tensor], raw: list[Tensor]) -> Tensor:
+    x, source = rng.choice([x for x in pool if x.dim()]), rng.choice(raw)
+    dim = rng.randrange(-x.dim(), x.dim())
+    size = x.shape[dim]
+    places = (source.reshape(-1)[:6] * 7).to(torch.int64).abs().fmod(size)
+    spread = places.reshape([-1 if i == dim % x.dim() else 1 for i in range(x.dim())])
+    picked = spread.expand([-1 if i == dim % x.dim() else n for i, n in enumerate(x.shape)])
+    first = (source.reshape(-1)[:2] * 5).to(torch.int64).abs().fmod(x.shape[0]) - x.shape[0]
+    functions: list[Callable[[], Tensor]] = [
+        lambda: x.index_select(dim, places),
+        lambda: x.gather(dim, picked),
+        lambda: x.scatter_add(dim, picked, x.index_select(dim, places) * 0.1),
+        lambda: x.scatter(dim, picked, 0.5),
+        lambda: x[first],
+        lambda: x.index_put((first,), _like(rng, pool, x.shape[1:]) * 0.1, accumulate=True),
+        lambda: x.slice_scatter(x.narrow(dim, 0, 1) * 0.5, dim, size - 1),
+        lambda: x.select_scatter(x.select(dim, 0).sin(), dim, -1),
+        lambda: torch.where(x.argmax(dim, True) >= 0, x, 1.0),
+        lambda: _changed(x, dim),
+    ]
+    return rng.choice(functions)()
+
+
+def _changed(x: Tensor, dim: int) -> Tensor:
+    """Changed in place, which a trace undoes."""
+    x = x.clone()
+    x.select(dim, 0).mul_(0.5)
+    return x.add_(0.125)
+
+
+def _multiplied(rng: random.Random, pool: list[Tensor], raw: list[Tensor]) -> Tensor:
+    x = rng.choice([x for x in pool if x.dim() > 1])
+    x = x.reshape(-1, x.shape[-1])
+    functions: list[Callable[[], Tensor]] = [
+        lambda: (x @ x.t()).tanh(),
+        lambda: (x.t() @ x).sin(),
+        lambda: torch.einsum("ij,kj->ki", x, x.flip(0)).tanh(),
+        lambda: (x @ x.mean(0)).tanh(),
+        lambda: torch.linalg.cholesky(x @ x.t() * 0.1 + 2 * torch.eye(len(x), dtype=x.dtype)),
+        lambda: torch.linalg.solve_triangular(x @ x.t() * 0.05 + 3 * torch.eye(len(x), dtype=x.dtype), x, upper=False),
+    ]
+    return rng.choice(functions)()
+
+
+class RandomStep:
+    """A step that depends on its seed alone; its carries read each other, or are passed on as they are."""
+
+    def __init__(self, seed: int, dtype: torch.dtype = torch.float64) -> None:
+        self.seed = seed
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+
+        def drawn(*sizes: int) -> Tensor:
+            return torch.randn(sizes, generator=generator, dtype=dtype)
+
+        rows, columns = rng.choice([(3, 4), (5, 2), (1, 6), (4, 4), (16, 24)])
+        shapes = [(rows, columns), (rows, columns), (columns, rows), (rows,), (), (2, rows, columns)]
+        self.carry = [drawn(*rng.choice(shapes)) for _ in range(rng.randint(2, 6))]
+        self.xs = [drawn(5, *rng.choice(shapes)) for _ in range(rng.randint(1, 3))]
+        self.constants = [drawn(rows, columns).t(), drawn(columns)]
+        self.captured = [drawn(columns, rows).t(), drawn()]
+
+    def __call__(self, carry: list[Tensor], x: list[Tensor], constants: list[Tensor]) -> tuple[Any, Any]:
+        """The step."""
+        rng = random.Random(self.seed)
+        raw = [*carry, *x, *constants, *self.captured]
+        pool = list(raw)
+        kinds = [_pointwise] * 6 + [_shaped] * 3 + [_folded] * 2 + [_indexed, _multiplied]
+        for _ in range(rng.randint(20, 60)):
+            recent = pool if rng.random() < 0.5 else [*raw, *pool[-4:]]
+            made = rng.choice(kinds)(rng, recent, raw)
+            pool.append(made if 0 < made.numel() <= 800 and made.dim() <= 4 else made.sum().tanh())
+        new = []
+        for old in carry:
+            alike = [other for other in carry if other.shape == old.shape]
+            choices = [old, rng.choice(alike), _fitted(rng, rng.choice(raw), old.shape), old.flip(0) if old.dim() else old]
+            choices += [_fitted(rng, rng.choice(pool), old.shape).tanh(), _fitted(rng, rng.choice(pool), old.shape)]
+            new.append(rng.choice([*choices, *choices[-2:], choices[-1]]))
+        y = {"last": pool[-1], "some": rng.sample(pool, 4), "carry": rng.choice(carry), "new": rng.choice(new)}
+        return new, y
