@@ -25,7 +25,16 @@ BINARY = BITS | {
 def inputs(dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
     """Tensors of many shapes, and pairs of special values."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"s": (), "v": (5,), "m": (3, 4), "r": (4, 1), "n": (3, 3), "one": (1, 1), "t": (2, 3, 4), "q": (2, 3, 1, 4)}
+    shapes = {
+        "s": (),
+        "v": (5,),
+        "m": (3, 4),
+        "r": (4, 1),
+        "n": (3, 3),
+        "one": (1, 1),
+        "t": (2, 3, 4),
+        "q": (2, 3, 1, 4),
+    }
     shapes |= {"e": (0, 4), "big": (40, 30)}
     if dtype == torch.bool:
         made = {k: torch.rand(v, generator=generator) < 0.5 for k, v in shapes.items()}
@@ -39,7 +48,9 @@ def inputs(dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
     row = torch.tensor(special, dtype=dtype).roll(seed)
     made |= {"a": row.repeat_interleave(len(row)), "b": row.repeat(len(row)), "special": row}
     ties = torch.randint(0, 3, (4, 6), generator=generator).to(dtype)
-    made["ties"] = torch.where(torch.rand(4, 6, generator=generator) < 0.1, math.nan, ties) if dtype.is_floating_point else ties
+    made["ties"] = (
+        torch.where(torch.rand(4, 6, generator=generator) < 0.1, math.nan, ties) if dtype.is_floating_point else ties
+    )
     made["i"] = torch.randint(-3, 3, (2, 5), generator=generator)
     made["j"] = torch.randint(0, 3, (2, 4), generator=generator)
     made["p"] = made["m"].clone()
@@ -111,8 +122,15 @@ def table() -> list[Case]:
         cases += [(name, lambda d, c=call: c(d.r.expand(2, 4, 3), [0, 2])) for _ in range(several)]
         cases += [(name, lambda d, c=call: c(d.e)) for _ in range(name not in ("amax", "amin", "max", "min"))]
         cases += [(name, lambda d, c=call: c(d.m > 0)), (name, lambda d, c=call: c(d.m > 0, 0))]
-    cases += [("sum", lambda d: aten.sum(d.e, [0])), ("any", lambda d: aten.any(d.t, [])), ("sum", lambda d: aten.sum(d.t, []))]
-    cases += [("sum", lambda d: aten.sum(d.m, dtype=torch.float64)), ("mean", lambda d: aten.mean(d.j, dtype=d.m.dtype))]
+    cases += [
+        ("sum", lambda d: aten.sum(d.e, [0])),
+        ("any", lambda d: aten.any(d.t, [])),
+        ("sum", lambda d: aten.sum(d.t, [])),
+    ]
+    cases += [
+        ("sum", lambda d: aten.sum(d.m, dtype=torch.float64)),
+        ("mean", lambda d: aten.mean(d.j, dtype=d.m.dtype)),
+    ]
     for name in ("argmax", "argmin"):
         call = getattr(aten, name)
         cases += [
@@ -271,12 +289,14 @@ PRODUCTS: list[Case] = [
         for upper in (False, True)
         for left in (False, True)
     ),
-    ("linalg_solve_triangular", lambda d: aten.linalg_solve_triangular(_lower(d).t().expand(2, 3, 3), d.n[:, :1].expand(2, 3, 1), upper=True)),
+    (
+        "linalg_solve_triangular",
+        lambda d: aten.linalg_solve_triangular(_lower(d).t().expand(2, 3, 3), d.n[:, :1].expand(2, 3, 1), upper=True),
+    ),
 ]
 
 
 # -- random steps ------------------------------------------------------------------------------------------------------
-
 
 
 def _like(rng: random.Random, pool: list[Tensor], sizes: Sequence[int]) -> Tensor:
@@ -449,7 +469,12 @@ class RandomStep:
         new = []
         for old in carry:
             alike = [other for other in carry if other.shape == old.shape]
-            choices = [old, rng.choice(alike), _fitted(rng, rng.choice(raw), old.shape), old.flip(0) if old.dim() else old]
+            choices = [
+                old,
+                rng.choice(alike),
+                _fitted(rng, rng.choice(raw), old.shape),
+                old.flip(0) if old.dim() else old,
+            ]
             choices += [_fitted(rng, rng.choice(pool), old.shape).tanh(), _fitted(rng, rng.choice(pool), old.shape)]
             new.append(rng.choice([*choices, *choices[-2:], choices[-1]]))
         y = {"last": pool[-1], "some": rng.sample(pool, 4), "carry": rng.choice(carry), "new": rng.choice(new)}
