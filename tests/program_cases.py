@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -339,7 +338,7 @@ def _pointwise(rng: random.Random, pool: list[Tensor], raw: list[Tensor]) -> Ten
         lambda: (1 + x * x).rsqrt(),
         lambda: torch.addcmul(x, y.tanh(), y, value=0.5),
         lambda: torch.logaddexp(x, y) * 0.5,
-        lambda: x.abs().sqrt().clamp(max=3) + y,
+        lambda: (x.abs() + 0.1).sqrt().clamp(max=3) + y,
         lambda: torch.where(_like(rng, raw, x.shape) > 0.1, x, y),
         lambda: torch.where(x.isfinite(), -x, y),
         lambda: x.masked_fill(_like(rng, raw, x.shape) < 0, 0.25),

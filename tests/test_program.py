@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from program_cases import Case, RandomStep, inputs, table
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from program_cases import Case, RandomStep, inputs, table
 from pyro_ebm._core.linalg import NanCholesky
-from pyro_ebm._core.program import build_program
-from pyro_ebm._core.program import c_library
+from pyro_ebm._core.program import build_program, c_library
 from pyro_ebm._core.program import program as program_module
 from pyro_ebm._core.program.lowering import FILLS, HANDLERS
 from pyro_ebm._core.program.pointwise import ALIASES, ARITHMETIC, COMPARISONS, COPIES
@@ -275,8 +274,6 @@ def test_indices_out_of_range_touch_nothing() -> None:
 
 
 def test_structure_must_stay() -> None:
-    carry, xs, constants = arguments()
-
     def step(c: State, x: Tensor, k: Any) -> tuple[Any, Tensor]:
         return tuple(c), x
 
