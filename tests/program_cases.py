@@ -398,7 +398,7 @@ def _indexed(rng: random.Random, pool: list[Tensor], raw: list[Tensor]) -> Tenso
     x, source = rng.choice([x for x in pool if x.dim()]), rng.choice(raw)
     dim = rng.randrange(-x.dim(), x.dim())
     size = x.shape[dim]
-    places = (source.reshape(-1)[:6] * 7).to(torch.int64).abs().fmod(size)
+    places = (source.reshape(-1)[: rng.choice([6, size, size])] * 7).to(torch.int64).abs().fmod(size)
     spread = places.reshape([-1 if i == dim % x.dim() else 1 for i in range(x.dim())])
     picked = spread.expand([-1 if i == dim % x.dim() else n for i, n in enumerate(x.shape)])
     first = (source.reshape(-1)[:2] * 5).to(torch.int64).abs().fmod(x.shape[0]) - x.shape[0]
@@ -461,7 +461,7 @@ class RandomStep:
         raw = [*carry, *x, *constants, *self.captured]
         pool = list(raw)
         kinds = [_pointwise] * 6 + [_shaped] * 3 + [_folded] * 2 + [_indexed, _multiplied]
-        for _ in range(rng.randint(20, 60)):
+        for _ in range(rng.randint(20, 45)):
             recent = pool if rng.random() < 0.5 else [*raw, *pool[-4:]]
             made = rng.choice(kinds)(rng, recent, raw)
             pool.append(made if 0 < made.numel() <= 800 and made.dim() <= 4 else made.sum().tanh())
