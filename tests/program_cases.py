@@ -461,7 +461,7 @@ class RandomStep:
         raw = [*carry, *x, *constants, *self.captured]
         pool = list(raw)
         kinds = [_pointwise] * 6 + [_shaped] * 3 + [_folded] * 2 + [_indexed, _multiplied]
-        for _ in range(rng.randint(20, 45)):
+        for _ in range(rng.randint(20, 40)):
             recent = pool if rng.random() < 0.5 else [*raw, *pool[-4:]]
             made = rng.choice(kinds)(rng, recent, raw)
             pool.append(made if 0 < made.numel() <= 800 and made.dim() <= 4 else made.sum().tanh())

@@ -20,6 +20,7 @@ from pyro_ebm._core.program.pointwise import ALIASES, ARITHMETIC, COMPARISONS, C
 from pyro_ebm._core.program.program import CProgram, EagerProgram
 
 TABLE = table()
+EITHER_ZERO = {"clamp_min", "clamp_max", "clamp", "maximum", "minimum", "relu", "amax", "amin", "max", "min"}
 DTYPES = [torch.float64, torch.float32, torch.int64, torch.bool]
 CHUNKS = 4
 
@@ -72,7 +73,8 @@ def test_operations(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPa
         for repetition in range(3):
             found = pytree.tree_map(lambda y: y[repetition], ys[k])
             try:
-                assert_same(found, expected[repetition][k], 1e-12, f"{name}, the case {TABLE.index(cases[k])}")
+                label = f"{name}, the case {TABLE.index(cases[k])}"
+                assert_same(found, expected[repetition][k], 1e-12, label, signs=name not in EITHER_ZERO)
             except AssertionError as error:
                 wrong.append(str(error)[:1500])
                 break
@@ -90,7 +92,7 @@ def test_every_operation_has_a_case() -> None:
     assert known <= covered, known - covered
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(44))
 def test_random_steps(seed: int) -> None:
     step = RandomStep(seed, torch.float32 if seed % 6 == 5 else torch.float64)
     example = [x[0] for x in step.xs]
