@@ -22,6 +22,8 @@ _FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-strict-aliasing",
+    "-fwrapv",  # integers wrap around, as torch's do
+    "-ffp-contract=off",  # `a * a - b * b` of equals is zero, not what one of the products is rounded by
     "-fopenmp-simd",
     "-w",
 )

@@ -72,7 +72,7 @@ def _split(lowering: Lowering, n: Any, result: Sequence[Tensor]) -> Sequence[Vie
 def _flip(lowering: Lowering, n: Any, result: Tensor) -> View:
     source = lowering.view(n.args[0])
     offset, strides = source.offset, list(source.strides)
-    for dim in n.args[1]:
+    for dim in n.args[1] if strides else ():
         offset += (source.sizes[dim] - 1) * strides[dim]
         strides[dim] = -strides[dim]
     return lowering.copy(View(source.buffer, offset, source.sizes, tuple(strides)), result.dtype)
