@@ -301,7 +301,6 @@ def test_random_numbers_come_from_outside() -> None:
 # -- known bugs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="torch's decomposition of eye makes a range of uint16, which it does not know")
 def test_large_identity() -> None:
     program, reasons = build_program(lambda c, x, k: (c, x + torch.eye(300)), (), torch.ones(300), (), patient=False)
     assert program.rung == "C", reasons
@@ -314,21 +313,18 @@ def test_captured_tensor_copied_and_changed() -> None:
     assert program.rung == "C", reasons
 
 
-@pytest.mark.xfail(strict=True, reason="shapes are not checked: memory of another size is read and written")
 def test_other_shapes_are_refused() -> None:
     program, _ = build_program(lambda c, x, k: (c, x * 2), (), torch.ones(3), (), patient=False)
-    with pytest.raises(Exception, match="shape"):
+    with pytest.raises(ValueError, match="Build another"):
         program((), torch.ones(1, 4), ())
 
 
-@pytest.mark.xfail(strict=True, reason="an error of a handler ends the build, where it is to fall to the next rung")
 def test_any_error_falls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HANDLERS, "mm", lambda *_: [][0])
     program, reasons = build_program(lambda c, x, k: (c, x @ x), (), torch.ones(3, 3), (), patient=False)
     assert program.rung == "traced", reasons
 
 
-@pytest.mark.xfail(strict=True, reason="Inductor's programs hold for the strides of the examples, and are given others")
 def test_inductor_takes_any_strides() -> None:
     xs = torch.randn(3, 3, 4).transpose(1, 2)
     program, reasons = build_program(lambda c, x, k: (c, torch.sort(x).values), (), xs[0], (), patient=True)

@@ -35,9 +35,9 @@ _SLOW_TICKS = 8
 _SAME_SCALE = 0.7
 # A log density so many median deviations below the median is not one of the bulk.
 _FAR = 10.0
-# Where more than one in 200 transitions of a window diverge, and more than a few, the distance of the target acceptance
+# Where more than one in 500 transitions of a window diverge, and more than a few, the distance of the target acceptance
 # from one shrinks as many times as they are too many, within bounds.
-_MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.005, 3, 0.25, 0.99
+_MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
 Compile = Literal["no", "fast", "yes"]
 # The share of what a window still needs that is done before looking again.
 _WINDOW_SHARE = 0.5

@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.program.c_library import BuildError, build, linear_algebra
 from pyro_ebm._core.program.c_source import write_source
-from pyro_ebm._core.program.lowering import UnsupportedError
 from pyro_ebm._core.program.trace import trace
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -134,6 +133,7 @@ class CProgram:
         self._library = linear_algebra()
         self._captured = source.captured
         self._arena_size = source.arena_size
+        self._inputs = [(leaf.shape, leaf.dtype) for leaves in traced.inputs for leaf in leaves]
         self._shapes = [(out.shape, out.dtype) for out in outputs[len(carry) :]]
         self._check(outputs)
         traced.inputs = []  # examples may be large
@@ -152,6 +152,9 @@ class CProgram:
         new = [_own(leaf) for leaf in self._traced.leaves(carry)]
         stacked = [x.contiguous() for x in self._traced.leaves(xs)]
         fixed = [leaf.contiguous() for leaf in self._traced.leaves(constants)]
+        given = [(leaf.shape, leaf.dtype) for leaf in [*new, *(x[0] for x in stacked), *fixed]]
+        if given != self._inputs:
+            raise ValueError(f"C program: got inputs {given}, expected {self._inputs}. Build another one for these.")
         ys = self._run(new, stacked, fixed, stacked[0].shape[0])
         return self._traced.result(new, ys)
 
@@ -230,7 +233,7 @@ def build_program(
         if all(leaf.device.type == "cpu" for leaves in traced.inputs for leaf in leaves):
             try:
                 return CProgram(traced), reasons
-            except (UnsupportedError, BuildError) as error:
+            except Exception as error:  # what it does not know, and what a compiler on this machine may say
                 reasons.append(f"not as C: {_first_line(error)}")
         if patient:
             try:

@@ -14,6 +14,9 @@ from pyro_ebm._core.linalg import NanCholesky
 
 aten = torch.ops.aten
 
+# One statement of a program's own, not ten; and `eye`, whose parts have no kernel for large sizes.
+_KEPT = {"aten::logaddexp", "aten::addcmul", "aten::eye"}
+
 
 @functools.cache
 def _decompositions() -> dict[Any, Any]:
@@ -23,8 +26,8 @@ def _decompositions() -> dict[Any, Any]:
     more = [aten._softmax, aten._log_softmax, aten.addmm, aten.baddbmm, aten.addmv, aten.mv, aten.dot]
     table.update(get_decompositions(more))
     for operation in list(table):
-        if operation.namespace == "aten" and operation._schema.name in ("aten::logaddexp", "aten::addcmul"):
-            del table[operation]  # one statement of a program's own, not ten
+        if operation.namespace == "aten" and operation._schema.name in _KEPT:
+            del table[operation]
     return table
 
 
