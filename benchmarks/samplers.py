@@ -83,12 +83,13 @@ class Sampler:
 SAMPLERS = {
     "pyro_ebm-NUTS": Sampler("pyro_ebm NUTS", "pyro_ebm_job.py", "NUTS", FEW, False),
     "pyro_ebm-ChEES": Sampler("pyro_ebm ChEES", "pyro_ebm_job.py", "ChEES", MANY, False),
+    "pyro_ebm-AdjustedMCLMC": Sampler("pyro_ebm adjusted MCLMC", "pyro_ebm_job.py", "AdjustedMCLMC", MANY, False),
     "pyro-NUTS": Sampler("Pyro NUTS", "pyro_job.py", "NUTS", (1,), False),
     "numpyro-NUTS": Sampler("NumPyro NUTS", "numpyro_job.py", "NUTS", FEW, True),
     "blackjax-NUTS": Sampler("BlackJAX NUTS", "blackjax_job.py", "NUTS", FEW, True),
     "blackjax-ChEES": Sampler("BlackJAX ChEES", "blackjax_job.py", "ChEES", MANY, True),
 }
-OURS_FOR_MANY = ("pyro_ebm-ChEES",)
+OURS_FOR_MANY = ("pyro_ebm-ChEES", "pyro_ebm-AdjustedMCLMC")
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def test_a_low_rank_metric_takes_a_strong_correlation_away() -> None:
     direction = values / values.norm()
     covariance = torch.eye(dim).double() + 99 * torch.outer(direction, direction)
     energy = QuadraticEnergy.from_moments(torch.zeros(dim, dtype=torch.float64), covariance)
-    settings = RunSettings(num_samples=20, warmup_steps=60, **masses("low_rank", dim))
+    settings = RunSettings(num_samples=20, warmup_steps=120, **masses("low_rank", dim))
     run = finish(make_run(log_density_of(energy), randn(1, 32, dim), settings))
     assert_moments(run.draws.draws()["position"], energy.mean, energy.variance)
     # Two columns at their best set the two eigenvalues of the standardised covariance farthest from one to one. Those
