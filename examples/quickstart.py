@@ -86,13 +86,13 @@ class PersistentChains:
     def advance(self, log_density: Callable[[Tensor], Tensor], num_steps: int) -> Tensor:
         """Take steps under the present parameters, and return where the chains are."""
         density = with_gradient(log_density)
-        parameters = langevin.Parameters(self.step_size)
+        parameters = langevin.Parameters(self.step_size, torch.tensor(True))
         draw = langevin.draw_randomness
         state = langevin.init(density, self.position, parameters, draw(self.position, self.generator))
         for _ in range(num_steps):
             state, info = langevin.step(density, state, draw(self.position, self.generator), parameters)
             self.step_size = self.step_size * torch.exp(0.02 * (info.acceptance_rate.mean() - 0.574))
-            parameters = langevin.Parameters(self.step_size)
+            parameters = langevin.Parameters(self.step_size, torch.tensor(True))
         self.position = state.position
         return self.position
 
