@@ -4,16 +4,15 @@ import sys
 from pathlib import Path
 
 import pyro
-import torch
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import quickstart  # noqa: E402
+import quickstart
 
 
-def test_it_trains_and_generates() -> None:
+@pytest.mark.parametrize("learn_energy", [True, False])
+def test_it_trains(learn_energy: bool) -> None:
     pyro.set_rng_seed(0)
     train_images, _ = quickstart.digits()
-    for learn_energy in (True, False):
-        program = quickstart.train(train_images, "short", learn_energy=learn_energy, num_iterations=2)
-        assert all(bool(p.isfinite().all()) for p in program.decoder.parameters())
-    assert bool(torch.as_tensor(quickstart.generate(program)).isfinite().all())
+    program = quickstart.train(train_images, "short", learn_energy=learn_energy, num_iterations=2)
+    assert all(bool(p.isfinite().all()) for p in program.decoder.parameters())
