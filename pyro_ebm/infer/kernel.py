@@ -78,7 +78,8 @@ class AdaptiveKernel(Kernel):
             of high dimension.
         inverse_mass_matrix: the first one, over all sites side by side in unconstrained coordinates: its diagonal
             `(dim,)`, or whole `(dim, dim)`; by default the identity.
-        target_accept_prob: the acceptance probability that the step size adapts to.
+        target_accept_prob: the acceptance probability that the step size adapts to, at the least: the warm-up raises it
+            where more than one in 500 transitions diverge.
 
     Raises:
         ValueError: if an argument is out of range.

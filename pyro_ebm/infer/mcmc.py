@@ -43,7 +43,7 @@ class MCMC:
     inside.
 
     Args:
-        kernel: `NUTS(model)`, `HMC(model)`, `MALA(model)` or `Langevin(model)`.
+        kernel: a kernel of pyro_ebm with a model: `NUTS(model)`, `ChEES(model)`, `HMC(model)`, ...
         num_samples: draws of each chain.
         warmup_steps: transitions of each chain before them, in which step size and mass matrix adapt; by default
             `num_samples`.
@@ -95,8 +95,8 @@ class MCMC:
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise TypeError(
-                f"MCMC: got a {type(kernel).__name__}, expected a kernel of pyro_ebm: NUTS(model), HMC(model), "
-                "MALA(model) or Langevin(model)."
+                f"MCMC: got a {type(kernel).__name__}, expected a kernel of pyro_ebm: NUTS(model), "
+                "ChEES(model), HMC(model) or another."
             )
         for name, value, least in (
             ("num_samples", num_samples, 1),

@@ -297,8 +297,8 @@ class LengthAdaptation(NamedTuple):
         from far too long, where the criterion is flat.
         """
         fresh = LengthAdaptation.start(step_size, len(self.averaging.transitions))
-        if bool(self.num_updates > 0):
-            fresh = fresh._replace(max_steps=(_WIDER * self.max_steps).clamp(max=MAX_NUM_STEPS))
+        wider = (_WIDER * self.max_steps).clamp(max=MAX_NUM_STEPS)
+        fresh = fresh._replace(max_steps=torch.where(self.num_updates > 0, wider, fresh.max_steps))
         if not same_scale:
             return fresh
         return fresh._replace(log_length=self.log_length_average, log_length_average=self.log_length_average)
