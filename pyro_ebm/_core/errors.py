@@ -9,6 +9,14 @@ class EnergySupportError(ValueError):
     """Energies with different supports are combined, or a support does not fit the event shape."""
 
 
+class GraphError(ValueError):
+    """A factor graph, or what is wired into it, is malformed."""
+
+
+class TreewidthError(RuntimeError):
+    """An exact answer would need tables that are too large."""
+
+
 class UnnormalizedError(RuntimeError):
     """A density without its log Z is used where log Z is not a constant."""
 

@@ -13,6 +13,19 @@ from pyro_ebm._core.errors import EnergySupportError
 MAX_ENUMERATED_STATES = 2**16
 
 
+class Spin(Constraint):
+    """The two values -1 and +1."""
+
+    is_discrete = True
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each element is -1 or +1."""
+        return value.abs() == 1
+
+
+spin = Spin()
+
+
 def with_event_dim(support: Constraint, event_dim: int, what: str) -> Constraint:
     """The same support, reinterpreted so that it checks whole events of `event_dim` dims.
 
@@ -101,16 +114,24 @@ def unconstraining(support: Constraint, what: str) -> Transform:
         ) from None
 
 
-def num_states(support: Constraint) -> int | None:
-    """The number of values of one element of an elementwise finite support, or `None`."""
+def state_range(support: Constraint) -> tuple[int, int, int] | None:
+    """The lowest value, the step and the number of values of an element of a finite elementwise support, or `None`."""
     support = strip_independent(support)
     if same_support(support, constraints.boolean):  # not `is`: a pickled constraint is another object
-        return 2
+        return 0, 1, 2
+    if same_support(support, spin):
+        return -1, 2, 2
     if isinstance(support, constraints.integer_interval):
         low, high = torch.as_tensor(support.lower_bound), torch.as_tensor(support.upper_bound)
         if low.numel() == 1 and high.numel() == 1:
-            return int(high - low) + 1
+            return int(low), 1, int(high - low) + 1
     return None
+
+
+def num_states(support: Constraint) -> int | None:
+    """The number of values of one element of an elementwise finite support, or `None`."""
+    found = state_range(support)
+    return None if found is None else found[2]
 
 
 def enumerable_states(support: Constraint, event_shape: Size) -> int | None:
@@ -128,12 +149,13 @@ def enumerable_states(support: Constraint, event_shape: Size) -> int | None:
 
 def enumerate_states(support: Constraint, event_shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """All joint states of a finite event, `(states, *event)`."""
-    states = num_states(support)
-    if states is None:
-        raise EnergySupportError(f"got support {support}, expected boolean or an integer interval with scalar bounds.")
-    base = strip_independent(support)
-    low = int(base.lower_bound) if isinstance(base, constraints.integer_interval) else 0
-    values = torch.arange(low, low + states, dtype=dtype, device=device)
+    found = state_range(support)
+    if found is None:
+        raise EnergySupportError(
+            f"got support {support}, expected boolean, spin or an integer interval with scalar bounds."
+        )
+    low, step, states = found
+    values = low + step * torch.arange(states, dtype=dtype, device=device)
     size = event_shape.numel()
     joint = torch.cartesian_prod(*[values] * size).reshape(-1, size)
     return joint.reshape(-1, *event_shape)

@@ -14,7 +14,7 @@ from pyro_ebm._core.errors import EnergySupportError, InitializationError
 from pyro_ebm._core.gradients import with_gradient
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm._core.shapes import sum_rightmost
-from pyro_ebm._core.supports import strip_independent, unconstraining
+from pyro_ebm._core.supports import state_range, strip_independent, unconstraining
 from pyro_ebm.mcmc.algorithm import nuts_algorithm
 from pyro_ebm.mcmc.run import Run, RunSettings
 
@@ -29,7 +29,8 @@ def init_sample(distribution: TorchDistribution, base: Distribution | None, samp
         expanded: Tensor = base.expand(distribution.batch_shape).sample(sample_shape)
         return expanded
     if distribution.support.is_discrete:
-        lowest = getattr(strip_independent(distribution.support), "lower_bound", 0)
+        found = state_range(distribution.support)
+        lowest = getattr(strip_independent(distribution.support), "lower_bound", 0) if found is None else found[0]
         point = like.new_zeros(shape) + lowest
         if not bool(distribution.support.check(point).all()):
             raise EnergySupportError(

@@ -12,27 +12,34 @@ from pyro_ebm.energies.densities import (
 from pyro_ebm.energies.energy import Energy, ScaledEnergy, SumEnergy
 from pyro_ebm.energies.from_distribution import DistributionEnergy
 from pyro_ebm.energies.function import FunctionEnergy, energy
+from pyro_ebm.energies.interactions import BilinearEnergy, FieldEnergy, IsingEnergy, PottsEnergy
 from pyro_ebm.energies.minimize import Descent, minimize
 from pyro_ebm.energies.mixture import MixtureEnergy, mixture
 from pyro_ebm.energies.neural import NeuralEnergy
 from pyro_ebm.energies.quadratic import QuadraticEnergy
+from pyro_ebm.energies.tabular import TableEnergy
 
 __all__ = [
+    "BilinearEnergy",
     "Descent",
     "DistributionEnergy",
     "DoubleWell",
     "Energy",
+    "FieldEnergy",
     "FunctionEnergy",
     "Funnel",
     "GaussianMixture",
+    "IsingEnergy",
     "MixtureEnergy",
     "NeuralEnergy",
+    "PottsEnergy",
     "QuadraticEnergy",
     "ReferenceEnergy",
     "Ring",
     "Rosenbrock",
     "ScaledEnergy",
     "SumEnergy",
+    "TableEnergy",
     "correlated_gaussian",
     "energy",
     "minimize",

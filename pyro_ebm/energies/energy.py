@@ -78,6 +78,14 @@ class Energy(nn.Module, ABC):
         )
         self.batch_shape = Size(batch_shape)
 
+    def _hold(self, **tensors: Tensor) -> None:
+        """Make tensors attributes that move, save and, if they are `Parameter`s, learn with the energy."""
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+
     @abstractmethod
     def forward(self, *values: Any, **_: Any) -> Tensor:  # Any: a subclass names its own variables
         """Map values `(*sample, *batch, *event)`, one for each variable, to energies `(*sample, *batch)`."""
@@ -218,8 +226,8 @@ class ScaledEnergy(Energy):
             support=energy.supports,
             batch_shape=broadcast([shape, energy.batch_shape], "ScaledEnergy"),
         )
-        if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
-            self.register_buffer("weight", weight)
+        if isinstance(weight, Tensor):
+            self._hold(weight=weight)
         else:
             self.weight = weight
         self.energy = energy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_ebm._core.errors import EnergyShapeError
 from pyro_ebm._core.shapes import broadcast, leading_shape
@@ -50,11 +50,7 @@ class QuadraticEnergy(Energy):
         super().__init__(
             (precision.shape[-1],), batch_shape=broadcast([precision.shape[:-2], linear.shape[:-1]], "QuadraticEnergy")
         )
-        for name, value in (("precision", precision), ("linear", linear)):
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            else:
-                self.register_buffer(name, value)
+        self._hold(precision=precision, linear=linear)
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor) -> QuadraticEnergy:

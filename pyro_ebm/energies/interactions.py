@@ -1,0 +1,91 @@
+"""The interactions of statistical physics: fields, couplings of two variables, dense bilinear forms.
+
+Each is over single elements (event shape `()`), so that a factor graph applies it to as many scopes as it has, but for
+`BilinearEnergy`, which couples whole vectors.
+"""
+
+from torch import Tensor
+
+from pyro_ebm._core.errors import EnergyShapeError
+from pyro_ebm.energies.energy import Energy
+
+
+class FieldEnergy(Energy):
+    """An external field: `E(x) = -h x`.
+
+    Args:
+        field: h, `(*batch,)`; a `Parameter` is learned.
+    """
+
+    field: Tensor
+
+    def __init__(self, field: Tensor) -> None:
+        super().__init__((), batch_shape=field.shape)
+        self._hold(field=field)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The energy at `(*sample, *batch)`."""
+        return -self.field * x
+
+
+class IsingEnergy(Energy):
+    """The Ising coupling of two spins: `E(a, b) = -J a b`; a positive J likes them equal.
+
+    Args:
+        coupling: J, `(*batch,)`; a `Parameter` is learned.
+    """
+
+    coupling: Tensor
+
+    def __init__(self, coupling: Tensor) -> None:
+        super().__init__([(), ()], batch_shape=coupling.shape)
+        self._hold(coupling=coupling)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The energy at two values `(*sample, *batch)`."""
+        return -self.coupling * a * b
+
+
+class PottsEnergy(Energy):
+    """The Potts coupling of two labels: `E(a, b) = -J [a = b]`; a positive J likes them equal.
+
+    Args:
+        coupling: J, `(*batch,)`; a `Parameter` is learned.
+    """
+
+    coupling: Tensor
+
+    def __init__(self, coupling: Tensor) -> None:
+        super().__init__([(), ()], batch_shape=coupling.shape)
+        self._hold(coupling=coupling)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The energy at two values `(*sample, *batch)`."""
+        return -self.coupling * (a == b).to(self.coupling)
+
+
+class BilinearEnergy(Energy):
+    """Every element of one vector coupled with every element of another: `E(v, h) = -vᵀ W h`.
+
+    Args:
+        weight: W, `(*batch, n, m)`; a `Parameter` is learned.
+
+    Raises:
+        EnergyShapeError: if the weight is not a matrix.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        if weight.dim() < 2:
+            raise EnergyShapeError(
+                f"BilinearEnergy: got weight of shape {tuple(weight.shape)}, expected (*batch, n, m)."
+            )
+        super().__init__([(weight.shape[-2],), (weight.shape[-1],)], batch_shape=weight.shape[:-2])
+        self._hold(weight=weight)
+
+    def forward(self, v: Tensor, h: Tensor) -> Tensor:
+        """The energy at `(*sample, *batch, n)` and `(*sample, *batch, m)`, `(*sample, *batch)`."""
+        weight = self.weight
+        product = v.to(weight) @ weight if weight.dim() == 2 else (v.to(weight).unsqueeze(-2) @ weight).squeeze(-2)
+        return -(product * h).sum(-1)

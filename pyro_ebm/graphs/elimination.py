@@ -1,0 +1,216 @@
+"""Exact answers by bucket elimination: log Z, marginals, the mode, samples, entropy.
+
+Variables leave one by one: the tables that have one are added up over their clique, and it is summed (or maximised)
+out, `m(rest) = log Σ_v exp Σ_t t(v, rest)`. Marginals are the gradient of log Z; samples are drawn on the way back.
+
+References:
+    Dechter 1999, Bucket elimination: a unifying framework for reasoning.
+    Darwiche 2003, A differential approach to inference in Bayesian networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Size, Tensor
+
+from pyro_ebm.graphs.plan import Plan, Step, plan_of
+from pyro_ebm.graphs.tables import LogTables, TableGroup
+
+
+def log_partition(tables: LogTables) -> Tensor:
+    """Log Z in nats, `(*batch,)`, differentiable, twice as well.
+
+    Raises:
+        TreewidthError: if the tables would be too large.
+    """
+    plan = _affordable_plan(tables)
+    messages = _rows(tables, plan)
+    for step in plan.steps:
+        messages.append(_sum_out(step, messages, tables))
+    return _total(messages, plan, tables)
+
+
+def marginals(tables: LogTables) -> tuple[list[Tensor], list[Tensor]]:
+    """The marginal probabilities of elements, and of the factors' scopes.
+
+    Returns:
+        For each element its `(*batch, K)`; for each group of factors `(*batch, F, K_1, ..., K_r)`. They are
+        differentiable where the tables are.
+    """
+    wants_gradient = torch.is_grad_enabled() and any(group.log_potentials.requires_grad for group in tables.groups)
+    with torch.enable_grad():
+        leaves, lifted = _lift(tables, wants_gradient)
+        value = log_partition(lifted)
+        gradients = torch.autograd.grad(value.sum(), leaves, create_graph=wants_gradient)
+    groups = len(tables.groups)
+    singles: list[Tensor] = [torch.empty(0)] * len(tables.num_states)
+    for group, gradient in zip(lifted.groups[groups:], gradients[groups:], strict=True):
+        for element, row in zip(group.scopes[:, 0].tolist(), gradient.unbind(-2), strict=True):
+            singles[element] = row
+    return singles, list(gradients[:groups])
+
+
+def _lift(tables: LogTables, keep: bool) -> tuple[list[Tensor], LogTables]:
+    """The tables as leaves of their own, a row for each factor, with an empty table for each element."""
+    batch = tables.batch_shape
+    leaves, groups = [], []
+    for group in tables.groups:
+        count, arity = group.scopes.shape
+        full = group.log_potentials.expand(*batch, count, *group.log_potentials.shape[-arity:])
+        leaf = full if keep and full.requires_grad else full.detach().requires_grad_()
+        leaves.append(leaf)
+        groups.append(TableGroup(group.scopes, leaf))
+    for count in sorted(set(tables.num_states)):
+        members = [element for element, each in enumerate(tables.num_states) if each == count]
+        leaf = tables.like.new_zeros((*batch, len(members), count)).requires_grad_()
+        leaves.append(leaf)
+        groups.append(TableGroup(torch.tensor(members).unsqueeze(-1), leaf))
+    return leaves, LogTables(tables.variables, tables.num_states, tuple(groups), batch)
+
+
+def entropy(tables: LogTables) -> Tensor:
+    """The entropy in nats, `(*batch,)`: `log Z - Σ_f E[log φ_f]`."""
+    _, groups = marginals(tables)
+    total = log_partition(tables)
+    for group, probability in zip(tables.groups, groups, strict=True):
+        arity = group.scopes.shape[1]
+        term = probability * group.log_potentials.masked_fill(group.log_potentials == -torch.inf, 0)
+        total = total - term.flatten(-arity - 1).sum(-1)
+    return total
+
+
+def mode(tables: LogTables) -> Tensor:
+    """A most probable joint state, as state numbers of elements, `(*batch, N)`."""
+    plan = _affordable_plan(tables)
+    messages = [row.detach() for row in _rows(tables, plan)]
+    choices = []
+    for step in plan.steps:
+        best, choice = _clique(step, messages, tables).max(dim=1)
+        messages.append(best)
+        choices.append(choice)
+    batch = tables.batch_shape.numel()
+    states = torch.zeros(len(tables.num_states), batch, dtype=torch.long, device=tables.like.device)
+    rows = torch.arange(batch, device=states.device)
+    for step, choice in zip(reversed(plan.steps), reversed(choices), strict=True):
+        choice = choice.expand(batch, *choice.shape[1:])
+        states[step.variable] = choice[(rows, *states[list(step.rest)])]
+    return states.mT.reshape(*tables.batch_shape, -1)
+
+
+def sample(tables: LogTables, sample_shape: Size, generator: Generator | None = None) -> Tensor:
+    """Exact draws, as state numbers of elements, `(*sample, *batch, N)`."""
+    plan = _affordable_plan(tables)
+    with torch.no_grad():
+        messages = [row.detach() for row in _rows(tables, plan)]
+        for step in plan.steps:
+            messages.append(_sum_out(step, messages, tables))
+        batch, draws = tables.batch_shape.numel(), sample_shape.numel()
+        like = tables.like
+        states = torch.zeros(len(tables.num_states), batch, draws, dtype=torch.long, device=like.device)
+        noise = torch.rand(states.shape, dtype=like.dtype, device=like.device, generator=generator)
+        offsets = torch.arange(batch, device=like.device).unsqueeze(-1)
+        for step in reversed(plan.steps):
+            logits: Tensor | None = None
+            for number, members in zip(step.inputs, step.members, strict=True):
+                message = messages[number]
+                count = message.shape[1]
+                # (batch, K, rest) to rows (batch * rest, K), gathered at the states of the rest.
+                flat = torch.zeros_like(offsets) if len(message) == 1 else offsets
+                for member, size in zip(members, message.shape[2:], strict=True):
+                    flat = flat * size + states[step.rest[member]]
+                entry = message.movedim(1, -1).reshape(-1, count)[flat]
+                logits = entry if logits is None else logits + entry
+            count = tables.num_states[step.variable]
+            if logits is None:
+                logits = like.new_zeros(1, 1, count)
+            cumulative = torch.softmax(logits, -1).cumsum(-1)
+            below = noise[step.variable].unsqueeze(-1) * cumulative[..., -1:] >= cumulative
+            states[step.variable] = below.sum(-1).clamp(max=count - 1)
+    return states.permute(2, 1, 0).reshape(*sample_shape, *tables.batch_shape, -1)
+
+
+def _affordable_plan(tables: LogTables) -> Plan:
+    plan = plan_of(tables)
+    plan.require_affordable(tables.batch_shape.numel(), tables.like.element_size())
+    return plan
+
+
+def _rows(tables: LogTables, plan: Plan) -> list[Tensor]:
+    """The factors' tables one by one, `(batch or 1, K_1, ..., K_r)`, their dims in the order of elimination."""
+    rows: list[Tensor] = []
+    batch = tables.batch_shape
+    for group in tables.groups:
+        count, arity = group.scopes.shape
+        table = group.log_potentials
+        sizes = table.shape[-arity:]
+        lead = table.shape[: -arity - 1]
+        table = table.expand(*(batch if lead.numel() > 1 else lead), count, *sizes)
+        rows += table.reshape(-1, count, *sizes).unbind(1)
+    return [
+        row if permutation is None else row.permute(permutation)
+        for row, permutation in zip(rows, plan.permutations, strict=True)
+    ]
+
+
+def _clique(step: Step, messages: Sequence[Tensor], tables: LogTables) -> Tensor:
+    """The sum of the tables that have a variable, `(batch or 1, K, *rest)`."""
+    if not step.inputs:
+        return tables.like.new_zeros(1, tables.num_states[step.variable])
+    return _joint([messages[number] for number in step.inputs], step)
+
+
+def _joint(inputs: Sequence[Tensor], step: Step) -> Tensor:
+    total = inputs[0][step.views[0]]
+    for each, view in zip(inputs[1:], step.views[1:], strict=True):
+        total = total + each[view]
+    return total
+
+
+def _sum_out(step: Step, messages: Sequence[Tensor], tables: LogTables) -> Tensor:
+    if not step.inputs:
+        return tables.like.new_full((1,), float(tables.num_states[step.variable])).log()
+    message: Tensor = _LogSumExp.apply(step, *(messages[number] for number in step.inputs))  # type: ignore[no-untyped-call]
+    return message
+
+
+def _total(messages: Sequence[Tensor], plan: Plan, tables: LogTables) -> Tensor:
+    total = tables.like.new_zeros(1)
+    for number in plan.outputs:
+        total = total + messages[number]
+    return total.expand(tables.batch_shape.numel()).reshape(tables.batch_shape)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Adds tables up over a clique, and sums its first variable out, in logarithms.
+
+    Where all is `-inf` the result is, and gradients are zero. What is saved is the inputs, not the clique, which is as
+    large as all of them: it is made again on the way back.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(step: Step, *inputs: Tensor) -> Tensor:
+        joint = _joint(inputs, step)
+        top = joint.amax(1, keepdim=True)
+        top = top.masked_fill(top == -torch.inf, 0)
+        return (joint - top).exp_().sum(1).log_() + top.squeeze(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.step = inputs[0]
+        ctx.save_for_backward(output, *inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        output, *inputs = ctx.saved_tensors
+        finite = output.masked_fill(output == -torch.inf, torch.inf)
+        weight = (_joint(inputs, ctx.step) - finite.unsqueeze(1)).exp() * gradients[0].unsqueeze(1)
+        results: list[Tensor | None] = [None]
+        for each, absent in zip(inputs, ctx.step.absent, strict=True):
+            part = weight.sum(absent) if absent else weight
+            results.append(part.sum(0, keepdim=True) if len(each) == 1 and len(part) > 1 else part)
+        return tuple(results)

@@ -1,0 +1,135 @@
+"""The static plan of an elimination: made once for a structure, and executed for any tables of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from pyro_ebm._core.errors import TreewidthError
+from pyro_ebm.graphs.ordering import elimination_order
+from pyro_ebm.graphs.tables import LogTables
+
+# Entries of the largest table that an exact answer may make: half a gigabyte in float64.
+MAX_TABLE_ENTRIES = 2**26
+
+
+@dataclass(frozen=True)
+class Step:
+    """One variable's elimination.
+
+    Attributes:
+        variable: which.
+        inputs: numbers of the tables that have it: factors first, then the messages of earlier steps.
+        views: for each input, the index that lays it out over the clique, `(batch, variable, *rest)`.
+        absent: for each input, the dims of the clique that it lacks.
+        rest: the other variables of the clique, in the order of their elimination: the message's dims.
+        members: for each input, which of `rest` it has.
+    """
+
+    variable: int
+    inputs: tuple[int, ...]
+    views: tuple[tuple[slice | None, ...], ...]
+    absent: tuple[tuple[int, ...], ...]
+    rest: tuple[int, ...]
+    members: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An elimination, step by step.
+
+    Attributes:
+        steps: in order.
+        permutations: for each factor, the permutation of its dims into the order of elimination, batch dim included;
+            nothing where they are in it.
+        outputs: numbers of the messages over nothing, which add up to log Z.
+        width: the treewidth of this order: variables in the largest clique, less one.
+        largest: entries of the largest table, for one element of the batch.
+        total: entries of all messages.
+    """
+
+    steps: tuple[Step, ...]
+    permutations: tuple[tuple[int, ...] | None, ...]
+    outputs: tuple[int, ...]
+    width: int
+    largest: int
+    total: int
+
+    def require_affordable(self, batch: int, element_size: int) -> None:
+        """Check the size of tables before any is made.
+
+        Raises:
+            TreewidthError: if the largest has more than `MAX_TABLE_ENTRIES` entries.
+        """
+        entries = self.largest * batch
+        if entries > MAX_TABLE_ENTRIES:
+            gigabytes = (entries + self.total * batch) * element_size / 2**30
+            raise TreewidthError(
+                f"FactorGraph: the exact answer needs a table of {entries:.3g} entries (width {self.width}, about "
+                f"{gigabytes:.3g} GiB in all), expected at most {MAX_TABLE_ENTRIES:.3g}. Condition on some variables "
+                "(g.condition), approximate (belief_propagation, tree_reweighted, mean_field), or sample (MCMC with "
+                "Gibbs or GibbsWithGradients)."
+            )
+
+
+def plan_of(tables: LogTables) -> Plan:
+    """The plan for the structure of some tables; plans are kept, by structure."""
+    scopes = tuple((group.scopes.shape, group.scopes.numpy().tobytes()) for group in tables.groups)
+    return _plan(tables.num_states, scopes)
+
+
+@lru_cache(maxsize=64)
+def _plan(num_states: tuple[int, ...], packed: tuple[tuple[tuple[int, int], bytes], ...]) -> Plan:
+    scopes: list[list[int]] = []
+    for shape, data in packed:
+        scopes += torch.frombuffer(bytearray(data), dtype=torch.long).reshape(shape).tolist()
+    return make_plan(num_states, scopes, elimination_order(num_states, scopes))
+
+
+def make_plan(num_states: Sequence[int], scopes: Sequence[Sequence[int]], order: Sequence[int]) -> Plan:
+    """The plan of an elimination in a given order.
+
+    Args:
+        num_states: of each variable.
+        scopes: the variables of each factor.
+        order: all variables, the first to be eliminated first.
+    """
+    rank = {variable: position for position, variable in enumerate(order)}
+    tables: list[tuple[int, ...]] = []  # the variables of each, in the order of elimination
+    permutations: list[tuple[int, ...] | None] = []
+    waiting: list[list[int]] = [[] for _ in num_states]  # by variable that goes first
+    outputs: list[int] = []
+
+    def put(scope: tuple[int, ...]) -> None:
+        (waiting[scope[0]] if scope else outputs).append(len(tables))
+        tables.append(scope)
+
+    for scope in scopes:
+        positions = sorted(range(len(scope)), key=lambda k: rank[scope[k]])
+        in_order = positions == list(range(len(scope)))
+        permutations.append(None if in_order else (0, *(k + 1 for k in positions)))
+        put(tuple(scope[k] for k in positions))
+
+    steps, width, largest, total = [], 0, 1, 0
+    for variable in order:
+        inputs = waiting[variable]
+        inputs.sort(key=lambda number: len(tables[number]))
+        rest = tuple(sorted({each for n in inputs for each in tables[n][1:]}, key=rank.__getitem__))
+        views, absent, members = [], [], []
+        for number in inputs:
+            has = set(tables[number])
+            views.append((slice(None), slice(None), *(slice(None) if each in has else None for each in rest)))
+            absent.append(tuple(k + 2 for k, each in enumerate(rest) if each not in has))
+            members.append(tuple(k for k, each in enumerate(rest) if each in has))
+        steps.append(Step(variable, tuple(inputs), tuple(views), tuple(absent), rest, tuple(members)))
+        entries = 1
+        for each in rest:
+            entries *= num_states[each]
+        total += entries
+        largest = max(largest, entries * num_states[variable])
+        width = max(width, len(rest))
+        put(rest)
+    return Plan(tuple(steps), tuple(permutations), tuple(outputs), width, largest, total)

@@ -1,0 +1,156 @@
+"""The discrete part of a graph as tables of log-potentials: what every exact and approximate engine takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Size, Tensor
+
+from pyro_ebm._core.errors import GraphError, TreewidthError
+from pyro_ebm._core.shapes import broadcast
+from pyro_ebm._core.supports import enumerable_states, enumerate_states
+from pyro_ebm.energies import Energy, TableEnergy
+from pyro_ebm.graphs.factor import Argument, Factor
+from pyro_ebm.graphs.localize import localized
+from pyro_ebm.graphs.variable import Variable
+
+
+@dataclass(frozen=True, eq=False)
+class TableGroup:
+    """Factors of one shape.
+
+    Attributes:
+        scopes: the elements of each, numbered through the whole graph, `(F, r)`.
+        log_potentials: `(*batch, F, K_1, ..., K_r)`, or with 1 for F where all share one table.
+    """
+
+    scopes: Tensor
+    log_potentials: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LogTables:
+    """A discrete graph: elements with their numbers of states, and tables over them.
+
+    Attributes:
+        variables: the variables, whose elements are numbered side by side.
+        num_states: of each element.
+        groups: the factors.
+        batch_shape: what the batch dims of the tables broadcast to.
+    """
+
+    variables: tuple[Variable, ...]
+    num_states: tuple[int, ...]
+    groups: tuple[TableGroup, ...]
+    batch_shape: Size
+
+    def split(self, elements: Tensor) -> dict[str, Tensor]:
+        """What is said of elements, `(*lead, N)`, by variable: `(*lead, *shape)`."""
+        parts = elements.split([variable.numel for variable in self.variables], dim=-1)
+        return {
+            variable.name: part.reshape(*part.shape[:-1], *variable.shape)
+            for variable, part in zip(self.variables, parts, strict=True)
+        }
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the dtype and device of the tables."""
+        return self.groups[0].log_potentials if self.groups else torch.empty(())
+
+
+def log_tables(variables: Mapping[str, Variable], factors: Iterable[Factor]) -> LogTables:
+    """The tables of a graph.
+
+    Raises:
+        GraphError: if a variable is continuous.
+        TreewidthError: if a factor over a whole variable has too many states for a table.
+    """
+    offsets: dict[str, int] = {}
+    num_states: list[int] = []
+    for name, variable in variables.items():
+        if variable.num_states is None:
+            raise GraphError(
+                f'FactorGraph: variable "{name}" is continuous, expected discrete ones alone for tables. Condition '
+                "on it (g.condition), or sample the graph."
+            )
+        offsets[name] = len(num_states)
+        num_states += [variable.num_states] * variable.numel
+    groups = [_table_group(each, variables, offsets) for factor in factors for each in localized(factor, variables)]
+    batch_shape = broadcast([Size(g.log_potentials.shape[: -g.scopes.shape[1] - 1]) for g in groups], "FactorGraph")
+    dtypes = [group.log_potentials.dtype for group in groups]
+    for dtype in set(dtypes):
+        if dtype != dtypes[0]:
+            raise GraphError(f"FactorGraph: got factors of dtypes {set(dtypes)}, expected one. Use graph.double().")
+    return LogTables(tuple(variables.values()), tuple(num_states), tuple(groups), batch_shape)
+
+
+def _table_group(factor: Factor, variables: Mapping[str, Variable], offsets: Mapping[str, int]) -> TableGroup:
+    """The table of a group of factors: its energy at all joint states of a scope."""
+    columns: list[Tensor] = []
+    for argument in factor.arguments:
+        if argument.whole:
+            (name,) = argument.names
+            numbers = offsets[name] + torch.arange(variables[name].numel)
+            columns += [number.expand(factor.num_factors) for number in numbers]
+        else:
+            columns += [
+                offsets[name] + factor.index[:, column]
+                for name, column in zip(argument.names, argument.columns, strict=True)
+            ]
+    scopes = torch.stack([column.cpu() for column in columns], dim=-1)
+    return TableGroup(scopes, _log_potentials(factor, variables))
+
+
+def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor:
+    """`(*batch, F, K_1, ..., K_r)` or `(*batch, 1, K_1, ..., K_r)`."""
+    energy = factor.energy
+    if isinstance(energy, TableEnergy) and factor.grouped:
+        given = energy.table
+        return -(given if energy.batch_shape else given.unsqueeze(0))
+    sizes: list[tuple[int, ...]] = []
+    states: list[Tensor] = []
+    for argument in factor.arguments:
+        each, shape = _states_of(argument, energy, variables)
+        states.append(each)
+        sizes.append(shape)
+    dims = len(sizes)
+    batch = len(energy.batch_shape)
+    values = []
+    for number, (each, event) in enumerate(zip(states, energy.event_shapes, strict=True)):
+        lead = [1] * number + [len(each)] + [1] * (dims - number - 1) + [1] * batch
+        values.append(each.reshape(*lead, *event))
+    table: Tensor = -energy(*values)
+    if not table.is_floating_point():
+        table = table.to(torch.get_default_dtype())
+    table = table.movedim(tuple(range(dims)), tuple(range(-dims, 0)))
+    batch_shape = table.shape[:batch]
+    if not factor.grouped:
+        batch_shape = (*batch_shape, 1)
+    elif not batch:
+        batch_shape = (1,)
+    return table.reshape(*batch_shape, *(size for shape in sizes for size in shape))
+
+
+def _states_of(argument: Argument, energy: Energy, variables: Mapping[str, Variable]) -> tuple[Tensor, tuple[int, ...]]:
+    """All values of an argument, `(states, *event)`, and the sizes of the table's dims for it."""
+    if not argument.whole and not argument.stacked:
+        variable = variables[argument.names[0]]
+        count = variable.num_states or 0
+        return variable.values(torch.arange(count)), (count,)
+    names = argument.names
+    members = [variables[name] for name in names]
+    count = members[0].num_states or 0
+    numel = members[0].numel if argument.whole else len(names)
+    shape = members[0].shape if argument.whole else Size([numel])
+    if enumerable_states(members[0].support, shape) is None:
+        raise TreewidthError(
+            f"FactorGraph: a factor {type(energy).__name__} over the whole of {list(names)} has {count} ** {numel} "
+            f"states ({numel * math.log2(count):.0f} bits), too many for a table. Wire it to elements (x[...]) if it "
+            "is a sum over them, or sample the graph."
+        )
+    states = enumerate_states(members[0].support, shape, torch.get_default_dtype(), torch.device("cpu"))
+    values = members[0].values(members[0].states(states.long())) if members[0].num_states else states
+    return values.reshape(len(values), *shape), (count,) * numel
