@@ -58,8 +58,7 @@ def _lift(tables: LogTables, keep: bool) -> tuple[list[Tensor], LogTables]:
     batch = tables.batch_shape
     leaves, groups = [], []
     for group in tables.groups:
-        count, arity = group.scopes.shape
-        full = group.log_potentials.expand(*batch, count, *group.log_potentials.shape[-arity:])
+        full = group.log_potentials.expand(*batch, len(group.scopes), *group.sizes)
         leaf = full if keep and full.requires_grad else full.detach().requires_grad_()
         leaves.append(leaf)
         groups.append(TableGroup(group.scopes, leaf))
@@ -76,9 +75,8 @@ def entropy(tables: LogTables) -> Tensor:
     _, groups = marginals(tables)
     total = log_partition(tables)
     for group, probability in zip(tables.groups, groups, strict=True):
-        arity = group.scopes.shape[1]
         term = probability * group.log_potentials.masked_fill(group.log_potentials == -torch.inf, 0)
-        total = total - term.flatten(-arity - 1).sum(-1)
+        total = total - term.flatten(len(tables.batch_shape)).sum(-1)
     return total
 
 
@@ -143,12 +141,9 @@ def _rows(tables: LogTables, plan: Plan) -> list[Tensor]:
     rows: list[Tensor] = []
     batch = tables.batch_shape
     for group in tables.groups:
-        count, arity = group.scopes.shape
-        table = group.log_potentials
-        sizes = table.shape[-arity:]
-        lead = table.shape[: -arity - 1]
-        table = table.expand(*(batch if lead.numel() > 1 else lead), count, *sizes)
-        rows += table.reshape(-1, count, *sizes).unbind(1)
+        count, lead = len(group.scopes), group.batch_shape
+        table = group.log_potentials.expand(*(batch if lead.numel() > 1 else lead), count, *group.sizes)
+        rows += table.reshape(-1, count, *group.sizes).unbind(1)
     return [
         row if permutation is None else row.permute(permutation)
         for row, permutation in zip(rows, plan.permutations, strict=True)

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_ebm._core.concrete import concrete
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.shapes import broadcast, check_energy_shape
 from pyro_ebm._core.supports import same_support, strip_independent, with_event_dim
@@ -56,7 +57,7 @@ class Factor(nn.Module):
         super().__init__()
         self.energy = energy
         self.arguments = tuple(arguments)
-        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("index", concrete(index), persistent=False)
 
     @property
     def grouped(self) -> bool:

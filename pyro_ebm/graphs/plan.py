@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
+import numpy as np
 
+from pyro_ebm._core.concrete import to_numpy
 from pyro_ebm._core.errors import TreewidthError
 from pyro_ebm.graphs.ordering import elimination_order
 from pyro_ebm.graphs.tables import LogTables
@@ -77,7 +78,7 @@ class Plan:
 
 def plan_of(tables: LogTables) -> Plan:
     """The plan for the structure of some tables; plans are kept, by structure."""
-    scopes = tuple((group.scopes.shape, group.scopes.numpy().tobytes()) for group in tables.groups)
+    scopes = tuple((group.scopes.shape, to_numpy(group.scopes).tobytes()) for group in tables.groups)
     return _plan(tables.num_states, scopes)
 
 
@@ -85,7 +86,7 @@ def plan_of(tables: LogTables) -> Plan:
 def _plan(num_states: tuple[int, ...], packed: tuple[tuple[tuple[int, int], bytes], ...]) -> Plan:
     scopes: list[list[int]] = []
     for shape, data in packed:
-        scopes += torch.frombuffer(bytearray(data), dtype=torch.long).reshape(shape).tolist()
+        scopes += np.frombuffer(data, dtype=np.int64).reshape(shape).tolist()
     return make_plan(num_states, scopes, elimination_order(num_states, scopes))
 
 
