@@ -1,6 +1,7 @@
 """Factor graphs: exact answers against enumeration, evidence, joins, parts, errors."""
 
 import copy
+import math
 import pickle
 
 import networkx as nx
@@ -13,6 +14,7 @@ from torch.distributions import constraints
 
 from pyro_ebm import (
     BilinearEnergy,
+    DistributionEnergy,
     EnergyShapeError,
     FactorGraph,
     FieldEnergy,
@@ -216,7 +218,7 @@ def test_a_function_of_elements_and_a_whole_continuous_variable():
     torch.testing.assert_close(given_mu.log_partition(), odds.logsumexp(-1).sum(-1) - (means**2).sum(-1) / 2)
     given_z = g.condition(z=labels)
     torch.testing.assert_close(given_z(means), expected)
-    with pytest.raises(GraphError, match=r'"mu" is continuous.*Condition'):
+    with pytest.raises(GraphError, match=r"joins discrete and continuous.*Condition"):
         g.log_partition()
 
 
@@ -344,3 +346,105 @@ def bad_graph():
 def test_bad_input(build, error, message):
     with pytest.raises(error, match=message):
         build(bad_graph())
+
+
+def gaussian_graph(batch=()):
+    """A lattice of real variables with an anchor on each, one of them tied to another variable; float64."""
+    generator = torch.Generator().manual_seed(2)
+    g = FactorGraph()
+    x = g.variable("x", support=constraints.real, shape=(6, 7))
+    y = g.variable("y", support=constraints.real, shape=(3,))
+    numbers = torch.arange(42).reshape(6, 7)
+    spring = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    weights = torch.rand(36, generator=generator, dtype=torch.float64) + 0.5
+    g.factor(
+        QuadraticEnergy(weights[:, None, None] * spring),
+        x[torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()], -1)],
+    )
+    g.factor(QuadraticEnergy(spring), x[torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()], -1)])
+    g.factor(
+        DistributionEnergy(
+            torch.distributions.Normal(torch.randn(*batch, 42, generator=generator, dtype=torch.float64), 2.0)
+        ),
+        x[:],
+    )
+    linear = torch.randn(3, generator=generator, dtype=torch.float64)
+    g.factor(QuadraticEnergy(2 * torch.eye(3, dtype=torch.float64), linear), y)
+    g.factor(IsingEnergy(torch.tensor(0.3, dtype=torch.float64)), x[0, 0], y[1])
+    return g
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_gaussian_against_dense_algebra(batch):
+    g = gaussian_graph(batch)
+    zero = torch.zeros(45, dtype=torch.float64)
+
+    def flat_energy(v):
+        return g(v[..., :42].unflatten(-1, (6, 7)), v[..., 42:])
+
+    precision = torch.func.hessian(lambda v: flat_energy(v).reshape(-1)[0])(zero)
+    linear = -torch.func.jacrev(flat_energy)(zero)
+    covariance = torch.linalg.inv(precision)
+    mean = linear @ covariance
+    log_z = 0.5 * (linear * mean).sum(-1) - 0.5 * torch.logdet(precision / (2 * math.pi)) - flat_energy(zero)
+    close(g.log_partition(), log_z)
+    found = g.marginals()
+    close(found.mean("x").flatten(-2), mean[..., :42])
+    close(found.mean("y"), mean[..., 42:])
+    close(found.variance("x").flatten(-2), covariance.diagonal()[:42])
+    close(g.mode()["y"], mean[..., 42:])
+    expected = torch.distributions.MultivariateNormal(mean, precision_matrix=precision).entropy()
+    close(g.entropy(), expected)
+    draws = g.sample((4000,), generator=torch.Generator().manual_seed(3))
+    flat = torch.cat([draws["x"].flatten(-2), draws["y"]], -1).reshape(4000, -1, 45)
+    errors = (flat.mean(0) - mean.reshape(-1, 45)) / (covariance.diagonal() / 4000).sqrt()
+    assert errors.abs().max() < 5.2
+    whitened = (flat - mean.reshape(-1, 45)) @ torch.linalg.cholesky(precision)
+    assert (whitened.square().sum(-1).mean(0) / 45 - 1).abs().max() < 5 * (2 / (45 * 4000)) ** 0.5
+
+
+def test_gaussian_evidence_and_gradient():
+    g = gaussian_graph()
+    at = torch.randn(6, 7, dtype=torch.float64)
+    mask = torch.rand(6, 7) < 0.5
+    left = g.condition(x=(at, mask))
+    whole = left.complete(left.mode())
+    assert torch.equal(whole["x"][mask], at[mask])
+    moved = {name: value.requires_grad_() for name, value in whole.items()}
+    gradient = torch.autograd.grad(g(moved), list(moved.values()))
+    assert gradient[0][~mask].abs().max() < 1e-10
+    assert gradient[1].abs().max() < 1e-10
+
+    def log_partition(weight):
+        h = FactorGraph()
+        x = h.variable("x", support=constraints.real, shape=(4,))
+        h.factor(QuadraticEnergy(weight), x[torch.tensor([[0, 1], [1, 2], [2, 3]])])
+        return h.log_partition()
+
+    weight = torch.tensor([[2.0, 0.3], [0.3, 1.5]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(log_partition, [weight])
+    assert torch.autograd.gradgradcheck(log_partition, [weight])
+
+
+def test_discrete_and_gaussian_parts_add():
+    g = gaussian_graph()
+    alone = g.log_partition()
+    z = g.variable("z", num_states=3, shape=(2,))
+    g.factor(PottsEnergy(torch.tensor(0.5, dtype=torch.float64)), z[torch.tensor([[0, 1]])])
+    close(g.log_partition(), alone + math.log(3 * math.exp(0.5) + 6))
+    assert set(g.sample()) == set(g.mode()) == {"x", "y", "z"}
+
+
+def test_gaussian_errors():
+    g = FactorGraph()
+    x = g.variable("x", support=constraints.real, shape=(3,))
+    g.factor(QuadraticEnergy(torch.tensor([[1.0, -1.0], [-1.0, 1.0]])), x[torch.tensor([[0, 1], [1, 2]])])
+    with pytest.raises(ValueError, match="not positive definite"):
+        g.log_partition()
+    g.factor(energy(lambda v: v**4, ()), x[:])
+    with pytest.raises(GraphError, match="expected quadratic ones"):
+        g.log_partition()
+    h = FactorGraph()
+    h.variable("t", support=constraints.positive)
+    with pytest.raises(GraphError, match='"t" is continuous'):
+        h.log_partition()

@@ -43,6 +43,8 @@ def marginals(tables: LogTables) -> tuple[list[Tensor], list[Tensor]]:
     wants_gradient = torch.is_grad_enabled() and any(group.log_potentials.requires_grad for group in tables.groups)
     with torch.enable_grad():
         leaves, lifted = _lift(tables, wants_gradient)
+        if not leaves:
+            return [], []
         value = log_partition(lifted)
         gradients = torch.autograd.grad(value.sum(), leaves, create_graph=wants_gradient)
     groups = len(tables.groups)

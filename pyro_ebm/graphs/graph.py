@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import networkx as nx
@@ -15,9 +15,8 @@ from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.shapes import broadcast, leading_shape
 from pyro_ebm._core.supports import with_event_dim
 from pyro_ebm.energies import Energy, ScaledEnergy
-from pyro_ebm.graphs import elimination
 from pyro_ebm.graphs.conditioning import Evidence, conditioned, read_evidence, reduced_variable
-from pyro_ebm.graphs.exact import Marginals, exact_marginals, exact_mode, exact_sample
+from pyro_ebm.graphs.exact import ExactParts, Marginals, exact_parts
 from pyro_ebm.graphs.factor import Factor, wire
 from pyro_ebm.graphs.networks import edge_index, to_networkx
 from pyro_ebm.graphs.subgraphs import factors_within, kept_elements, markov_blanket
@@ -124,6 +123,10 @@ class FactorGraph(Energy):
             raise GraphError(f'FactorGraph: got the variable "{name}", expected one of {list(self.variables)}.')
         return self.variables[name]
 
+    @property
+    def _groups(self) -> list[Factor]:
+        return [cast(Factor, factor) for factor in self.factors]
+
     # -- the energy --------------------------------------------------------------------------------------------------
 
     def forward(self, *values: Any) -> Tensor:
@@ -174,47 +177,39 @@ class FactorGraph(Energy):
             GraphError: if a variable is continuous.
             TreewidthError: if a factor over a whole variable has too many states for a table.
         """
-        return log_tables(self.variables, cast(Iterable[Factor], self.factors))
+        return log_tables(self.variables, self._groups)
+
+    def _exact(self) -> ExactParts:
+        return exact_parts(self.variables, self._groups)
 
     def log_partition(self) -> Tensor:
-        """Log Z in nats, `(*batch,)`, differentiable.
+        """Log Z in nats, `(*batch,)`, differentiable, twice as well.
+
+        Exact answers are by elimination for discrete variables, and by a banded Cholesky factor for real ones with
+        quadratic factors; the two kinds may share no factor.
 
         Raises:
             TreewidthError: if the treewidth is too large for it; it names the width, and what to do.
+            GraphError: if variables are neither discrete nor Gaussian, or if a factor joins the two kinds.
+            ValueError: if the Gaussian has no finite integral.
         """
-        return elimination.log_partition(self.log_tables())
+        return self._exact().log_partition()
 
     def marginals(self) -> Marginals:
-        """The marginal probabilities of all elements and of all factors' scopes, differentiable.
-
-        Raises:
-            TreewidthError: if the treewidth is too large for it.
-        """
-        return exact_marginals(self.log_tables())
+        """The marginals of all elements and of all factors' scopes, differentiable; errors as for `log_partition`."""
+        return self._exact().marginals()
 
     def mode(self) -> dict[str, Tensor]:
-        """A most probable joint state, by variable `(*batch, *shape)`.
-
-        Raises:
-            TreewidthError: if the treewidth is too large for it.
-        """
-        return exact_mode(self.log_tables())
+        """A most probable joint state, by variable `(*batch, *shape)`; errors as for `log_partition`."""
+        return self._exact().mode()
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: Generator | None = None) -> dict[str, Tensor]:
-        """Exact draws, by variable `(*sample, *batch, *shape)`.
-
-        Raises:
-            TreewidthError: if the treewidth is too large for it.
-        """
-        return exact_sample(self.log_tables(), Size(sample_shape), generator)
+        """Exact draws, by variable `(*sample, *batch, *shape)`; errors as for `log_partition`."""
+        return self._exact().sample(Size(sample_shape), generator)
 
     def entropy(self) -> Tensor:
-        """The entropy in nats, `(*batch,)`.
-
-        Raises:
-            TreewidthError: if the treewidth is too large for it.
-        """
-        return elimination.entropy(self.log_tables())
+        """The entropy in nats, `(*batch,)`, differential for real variables; errors as for `log_partition`."""
+        return self._exact().entropy()
 
     # -- smaller graphs ----------------------------------------------------------------------------------------------
 
@@ -246,7 +241,7 @@ class FactorGraph(Energy):
                 left._add_variable(variable)
             elif len(each.free):
                 left._add_variable(reduced_variable(variable, each.free))
-        for factor in conditioned(cast(Iterable[Factor], self.factors), self.variables, known):
+        for factor in conditioned(self._groups, self.variables, known):
             left._add_factor(factor)
         return left
 
@@ -275,7 +270,7 @@ class FactorGraph(Energy):
                 part._add_variable(variable)
             elif bool(mask.any()):
                 part._add_variable(reduced_variable(variable, torch.nonzero(mask).squeeze(-1)))
-        for factor in factors_within(cast(Iterable[Factor], self.factors), kept):
+        for factor in factors_within(self._groups, kept):
             part._add_factor(factor)
         return part
 
@@ -288,7 +283,7 @@ class FactorGraph(Energy):
         Returns:
             By variable, booleans `(*shape)`; those asked about are not in it.
         """
-        return markov_blanket(self.variables, cast(Iterable[Factor], self.factors), elements)
+        return markov_blanket(self.variables, self._groups, elements)
 
     def to_networkx(self) -> nx.Graph:
         """The bipartite graph of elements and factors, for networkx's algorithms and drawing.
@@ -296,7 +291,7 @@ class FactorGraph(Energy):
         Nodes are `(name, *index)` with `bipartite=0` and `num_states`, and `(group, number)` with `bipartite=1` and
         `energy`.
         """
-        return to_networkx(self.variables, cast(Iterable[Factor], self.factors))
+        return to_networkx(self.variables, self._groups)
 
     @classmethod
     def from_networkx(
