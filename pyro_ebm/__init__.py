@@ -35,6 +35,7 @@ from pyro_ebm.energies import (
     Rosenbrock,
     ScaledEnergy,
     SumEnergy,
+    SumToZeroEnergy,
     TableEnergy,
     correlated_gaussian,
     energy,
@@ -59,6 +60,7 @@ from pyro_ebm.infer import (
     init_to_pathfinder,
     to_arviz,
 )
+from pyro_ebm.models import ICAR, GaussianMRF, Ising, Potts, SpinGlass
 
 __all__ = [
     "AdjustedMCLMC",
@@ -78,10 +80,13 @@ __all__ = [
     "FieldEnergy",
     "FunctionEnergy",
     "Funnel",
+    "GaussianMRF",
     "GaussianMixture",
     "GraphError",
     "HMC",
+    "ICAR",
     "InitializationError",
+    "Ising",
     "IsingEnergy",
     "Langevin",
     "MALA",
@@ -92,6 +97,7 @@ __all__ = [
     "NUTS",
     "NeuralEnergy",
     "Normalizer",
+    "Potts",
     "PottsEnergy",
     "QuadraticEnergy",
     "RandomWalk",
@@ -102,7 +108,9 @@ __all__ = [
     "Sampler",
     "SamplingWarning",
     "ScaledEnergy",
+    "SpinGlass",
     "SumEnergy",
+    "SumToZeroEnergy",
     "TableEnergy",
     "TreewidthError",
     "UnderdampedLangevin",

@@ -33,6 +33,7 @@ class FactorGraph(Energy):
         variables: by name, in the order of declaration.
         factors: the groups of factors.
 
+    >>> from pyro_ebm import PottsEnergy
     >>> g = FactorGraph()
     >>> x = g.variable("x", num_states=2, shape=(3, 3))
     >>> g.factor(PottsEnergy(torch.tensor(0.5)), x[:, :-1], x[:, 1:])

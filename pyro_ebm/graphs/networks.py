@@ -35,3 +35,11 @@ def edge_index(graph: nx.Graph) -> Tensor:
     numbers = {node: number for number, node in enumerate(graph.nodes)}
     edges = [(numbers[one], numbers[other]) for one, other in graph.edges if one != other]
     return torch.tensor(edges, dtype=torch.long).reshape(-1, 2)
+
+
+def connected_parts(count: int, edges: Tensor) -> list[Tensor]:
+    """The numbers of the nodes in each connected part of a graph with so many nodes, given its edges `(edges, 2)`."""
+    graph = nx.Graph()
+    graph.add_nodes_from(range(count))
+    graph.add_edges_from(edges.tolist())
+    return [torch.tensor(sorted(part)) for part in nx.connected_components(graph)]

@@ -21,12 +21,13 @@ from pyro_ebm.energies import (
     QuadraticEnergy,
     ScaledEnergy,
     SumEnergy,
+    SumToZeroEnergy,
 )
 from pyro_ebm.graphs.factor import Factor
 from pyro_ebm.graphs.partial import FieldOfOther, PartialEnergy
 from pyro_ebm.graphs.variable import Variable
 
-_QUADRATIC = (QuadraticEnergy, FieldEnergy, IsingEnergy, BilinearEnergy, FieldOfOther)
+_QUADRATIC = (QuadraticEnergy, FieldEnergy, IsingEnergy, BilinearEnergy, FieldOfOther, SumToZeroEnergy)
 
 
 def is_gaussian(variable: Variable) -> bool:
@@ -79,10 +80,15 @@ def quadratic_form(factor: Factor, variables: Mapping[str, Variable], offsets: M
             columns += [(offsets[n] + factor.index[:, c]).unsqueeze(-1) for n, c in pairs]
             widths.append(len(argument.columns))
     elements = torch.cat(columns, -1) if columns else torch.empty(1, 0, dtype=torch.long)
-    if isinstance(energy, QuadraticEnergy) and not factor.grouped:
-        precision = ((energy.precision + energy.precision.mT) / 2).unsqueeze(-3)
-        linear = energy.linear.unsqueeze(-2)
-        return QuadraticForm(elements, precision, linear, linear.new_zeros(energy.batch_shape))
+    if isinstance(energy, (QuadraticEnergy, SumToZeroEnergy)):
+        precision, linear = (energy.precision + energy.precision.mT) / 2, energy.linear
+        if not factor.grouped or not energy.batch_shape:
+            precision, linear = precision.unsqueeze(-3), linear.unsqueeze(-2)
+        size = elements.shape[1]
+        precision = precision.expand(*precision.shape[:-3], factor.num_factors, size, size)
+        linear = linear.expand(*linear.shape[:-2], factor.num_factors, size)
+        batch = torch.broadcast_shapes(precision.shape[:-3], linear.shape[:-2])
+        return QuadraticForm(elements, precision, linear, linear.new_zeros(batch))
     points = _points(elements.shape[1], factor)
     values, start = [], 0
     for width, event in zip(widths, energy.event_shapes, strict=True):
