@@ -60,7 +60,7 @@ def test_spin_glass(name):
     g = Ising(shape, coupling, answer["h"].double().flatten())
     torch.testing.assert_close(g.log_partition(), answer["logZ"].squeeze(), rtol=1e-8, atol=0)
     mean = g.marginals().mean("x")
-    # The means of the reference are differences of log Z, and good to 3e-8: so a spin is clamped to both values as well.
+    # The means of the reference are differences of log Z, and good to 3e-8: so spins are clamped to both values too.
     torch.testing.assert_close(mean, answer["mean_spin"], rtol=0, atol=5e-8)
     for at in [(0, 0), (shape[0] - 1, 2), (3, 4)]:
         mask = torch.zeros(shape, dtype=torch.bool)

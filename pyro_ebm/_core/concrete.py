@@ -24,3 +24,9 @@ def to_numpy(index: Tensor) -> np.ndarray:
     with torch._C._DisableFuncTorch():
         array: np.ndarray = concrete(index).cpu().numpy()
         return array
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is in the hands of `torch.func.grad` or `vmap`."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped
