@@ -1,0 +1,1 @@
+"""Graphs: exact answers on chains and trees."""
