@@ -1,9 +1,9 @@
 """Exact sum-product on linear chains, `p(z) ∝ exp(Σ_t u_t(z_t) + Σ_t p_t(z_{t-1}, z_t))`, by pure functions.
 
-All take log-potentials, the *scores* of conditional random fields, which are negative energies: `unary` `(*batch, T, K)`
-for T steps of K states, and `pairwise`, broadcastable to `(*batch, T - 1, K, K)`, indexed by the previous and the next
-state; one matrix `(K, K)` may serve all steps. A score of -inf makes states impossible. `lengths`, broadcastable to
-`(*batch,)`, says how many steps each chain has; what comes after is padding.
+All take log-potentials, the *scores* of conditional random fields, which are negative energies: `unary` `(*batch, T,
+K)` for T steps of K states, and `pairwise`, broadcastable to `(*batch, T - 1, K, K)`, indexed by the previous and the
+next state; one matrix `(K, K)` may serve all steps. A score of -inf makes states impossible. `lengths`, broadcastable
+to `(*batch,)`, says how many steps each chain has; what comes after is padding.
 
 References:
     Rabiner (1989), A tutorial on hidden Markov models.
@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from pyro_ebm.graphs.chain_log_space import filter_in_log_space, gradient_in_log_space
 from pyro_ebm.graphs.chain_potentials import ChainPotentials, chain_potentials, path_score
 from pyro_ebm.graphs.chain_scaled import LogPartition, LogPartitionGradient
+from pyro_ebm.graphs.log_space import below_max
 
 
 def log_partition(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -37,7 +38,7 @@ def log_partition(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None
         EnergyShapeError: if the shapes do not fit.
 
     >>> log_partition(torch.zeros(3, 2), torch.zeros(2, 2)).exp()
-    tensor(8.0000)
+    tensor(8.)
     """
     return _log_partition(chain_potentials(unary, pairwise, lengths))[0]
 
@@ -54,7 +55,8 @@ def marginals(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) ->
         `(*batch, T, K)`, zero in padding; differentiable.
 
     >>> marginals(torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.eye(2))
-    tensor([[0.4225, 0.5775], [0.2689, 0.7311]])
+    tensor([[0.3932, 0.6068],
+            [0.2689, 0.7311]])
     """
     return _gradient(chain_potentials(unary, pairwise, lengths), full_pairwise=False)[1]
 
@@ -77,12 +79,10 @@ def entropy(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> T
     """
     given = chain_potentials(unary, pairwise, lengths)
     # Constants change no probability: without them, less cancels.
-    scores = [given.unary - given.unary.detach().amax(-1, keepdim=True).nan_to_num(neginf=0.0)]
-    scores.append(given.pairwise - given.pairwise.detach().amax((-2, -1), keepdim=True).nan_to_num(neginf=0.0))
-    potentials = ChainPotentials(scores[0], scores[1], given.mask)
+    potentials = ChainPotentials(below_max(given.unary, (-1,)), below_max(given.pairwise, (-2, -1)), given.mask)
     log_z, of_unary, of_pairwise = _gradient(potentials, full_pairwise=True)
-    finite = [torch.where(score == -torch.inf, 0.0, score) for score in scores]
-    return log_z - (of_unary * finite[0]).sum((-2, -1)) - (of_pairwise * finite[1]).sum((-3, -2, -1))
+    unary, pairwise = (torch.where(p == -torch.inf, 0.0, p) for p in potentials[:2])
+    return log_z - (of_unary * unary).sum((-2, -1)) - (of_pairwise * pairwise).sum((-3, -2, -1))
 
 
 def score(value: Tensor, unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -122,7 +122,7 @@ def _log_partition(potentials: ChainPotentials) -> tuple[Tensor, Tensor, Tensor]
         log_z, _ = filter_in_log_space(potentials)
         none = log_z.new_empty(0)
         return log_z, none, none
-    found: tuple[Tensor, Tensor, Tensor] = LogPartition.apply(*potentials)
+    found: tuple[Tensor, Tensor, Tensor] = LogPartition.apply(*potentials)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -132,7 +132,7 @@ def _gradient(potentials: ChainPotentials, full_pairwise: bool) -> tuple[Tensor,
     if _traced():
         return log_z, *gradient_in_log_space(torch.ones_like(log_z), potentials, full_pairwise)
     weight = torch.ones_like(log_z)
-    return log_z, *LogPartitionGradient.apply(weight, *potentials, alpha, ratio, full_pairwise)
+    return log_z, *LogPartitionGradient.apply(weight, *potentials, alpha, ratio, full_pairwise)  # type: ignore[no-untyped-call]
 
 
 def _traced() -> bool:

@@ -26,9 +26,7 @@ def mode(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> Tens
 
 
 @torch.no_grad()
-def top_paths(
-    unary: Tensor, pairwise: Tensor, num_paths: int, lengths: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def top_paths(unary: Tensor, pairwise: Tensor, num_paths: int, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The most probable paths, best first.
 
     Args:
@@ -59,7 +57,9 @@ def top_paths(
     stay = torch.arange(states * num_paths, device=unary.device).reshape(states, num_paths)
     origins = []
     for step in range(1, steps):
-        candidates = best.unsqueeze(-2) + potentials.pairwise_at(step).mT.unsqueeze(-1)  # (*batch, next, previous, path)
+        candidates = best.unsqueeze(-3) + potentials.pairwise_at(step).mT.unsqueeze(
+            -1
+        )  # (*batch, next, previous, path)
         moved, origin = _largest(candidates.flatten(-2), num_paths)
         moved = moved + unary[..., step, :, None]
         if mask is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,6 +61,6 @@ def gradient_in_log_space(
     def log_partition(unary: Tensor, pairwise: Tensor) -> Tensor:
         return filter_in_log_space(ChainPotentials(unary, pairwise, potentials.mask))[0]
 
-    _, pull_back = torch.func.vjp(log_partition, potentials.unary, pairwise)
+    pull_back: Any = torch.func.vjp(log_partition, potentials.unary, pairwise)[1]
     gradients: tuple[Tensor, Tensor] = pull_back(weight)
     return gradients

@@ -9,6 +9,7 @@ from torch import Size, Tensor
 
 from pyro_ebm._core.errors import EnergyShapeError
 from pyro_ebm._core.shapes import broadcast
+from pyro_ebm.graphs.lookup import lookup
 
 
 class ChainPotentials(NamedTuple):
@@ -80,11 +81,6 @@ def chain_potentials(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = N
     return ChainPotentials(unary, pairwise, mask)
 
 
-def select(table: Tensor, index: Tensor) -> Tensor:
-    """Entries of a flattened table, `(...)` like the index; its gradient is made without copies of the table."""
-    return table.reshape(-1).gather(0, index.reshape(-1)).reshape(index.shape)
-
-
 def path_score(value: Tensor, potentials: ChainPotentials) -> Tensor:
     """The sum of the log-potentials along paths `(*sample, *batch, T)`, `(*sample, *batch)`; padding counts nothing.
 
@@ -92,7 +88,7 @@ def path_score(value: Tensor, potentials: ChainPotentials) -> Tensor:
         EnergyShapeError: if the shapes do not fit.
     """
     unary, pairwise, mask = potentials
-    steps, states = unary.shape[-2:]
+    steps = unary.shape[-2]
     if value.dim() < 1 or value.shape[-1] != steps:
         raise EnergyShapeError(
             f"chain: got paths of shape {tuple(value.shape)}, expected (*sample, *batch, {steps}). Pad them, and give "
@@ -102,20 +98,13 @@ def path_score(value: Tensor, potentials: ChainPotentials) -> Tensor:
     value = value.long().expand(*lead, steps)
     if mask is not None:
         value = torch.where(mask, value, 0)
-    scores = select(unary, _places(unary, 1, value.device) * states + value)
+    scores = lookup(unary, value)
     if mask is not None:
         scores = torch.where(mask, scores, 0.0)
     total = scores.sum(-1)
     if steps == 1:
         return total
-    places = _places(pairwise, 2, value.device)
-    scores = select(pairwise, (places * states + value[..., :-1]) * states + value[..., 1:])
+    scores = lookup(pairwise, value[..., :-1], value[..., 1:])
     if mask is not None:
         scores = torch.where(mask[..., 1:], scores, 0.0)
     return total + scores.sum(-1)
-
-
-def _places(table: Tensor, num_dims: int, device: torch.device) -> Tensor:
-    """Numbers for all but the last `num_dims` dims of a table."""
-    shape = Size(table.shape[: table.dim() - num_dims])
-    return torch.arange(shape.numel(), device=device).reshape(shape)

@@ -60,9 +60,7 @@ class LogPartition(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The backward pass."""
         unary, pairwise, mask, alpha, ratio = ctx.saved_tensors
-        of_unary, of_pairwise = LogPartitionGradient.apply(
-            gradients[0], unary, pairwise, mask, alpha, ratio, False
-        )
+        of_unary, of_pairwise = LogPartitionGradient.apply(gradients[0], unary, pairwise, mask, alpha, ratio, False)  # type: ignore[no-untyped-call]
         return of_unary, of_pairwise, None
 
     @staticmethod
@@ -71,7 +69,7 @@ class LogPartition(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
         """What vmap batches is one more batch dim."""
         size = info.batch_size
-        outputs: tuple[Tensor, Tensor, Tensor] = LogPartition.apply(
+        outputs: tuple[Tensor, Tensor, Tensor] = LogPartition.apply(  # type: ignore[no-untyped-call]
             _batch(unary, in_dims[0], size), _batch(pairwise, in_dims[1], 1), _batch(mask, in_dims[2], size)
         )
         return outputs, (0, 1, 1)
@@ -111,7 +109,7 @@ class LogPartitionGradient(torch.autograd.Function):
         def first(weight: Tensor, unary: Tensor, pairwise: Tensor) -> tuple[Tensor, Tensor]:
             return gradient_in_log_space(weight, ChainPotentials(unary, pairwise, mask), ctx.full_pairwise)
 
-        _, pull_back = torch.func.vjp(first, weight, unary, pairwise)
+        pull_back: Any = torch.func.vjp(first, weight, unary, pairwise)[1]
         return *pull_back(gradients), None, None, None, None
 
     @staticmethod
@@ -128,7 +126,7 @@ class LogPartitionGradient(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """What vmap batches is one more batch dim, and each of its elements gets a gradient."""
         size = info.batch_size
-        return LogPartitionGradient.apply(
+        return LogPartitionGradient.apply(  # type: ignore[no-untyped-call]
             _batch(weight, in_dims[0], size),
             _batch(unary, in_dims[1], size),
             _batch(pairwise, in_dims[2], 1 if full_pairwise else size),
@@ -161,31 +159,22 @@ def _grouped(potentials: ChainPotentials) -> tuple[Size, int]:
     return Size(batch[:differ]), Size(batch[differ:]).numel()
 
 
-def _matrices(potentials: ChainPotentials, groups: Size, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The log-potentials, below their maxima `(1 | T - 1, G)`, and out of log space: each `(1 | T - 1, G, K, K)`."""
-    pairwise = potentials.pairwise.to(dtype)
-    highest = pairwise.amax((-2, -1), keepdim=True)
-    below = pairwise - highest
-    size = groups.numel()
-    per_group = [
-        each.reshape(*each.shape[: len(groups)], *each.shape[-3:])
-        .expand(*groups, *each.shape[-3:])
-        .reshape(size, *each.shape[-3:])
-        .movedim(1, 0)
-        for each in (highest, below, below.exp())
-    ]
-    return per_group[0].flatten(1), per_group[1], per_group[2]
+def _by_group(matrices: Tensor, groups: Size) -> Tensor:
+    """`(*b, 1 | T - 1, *shape)` to `(1 | T - 1, G, *shape)`, a view but where groups share them."""
+    own = matrices.reshape(*matrices.shape[: len(groups)], *matrices.shape[-3:])
+    return own.expand(*groups, *own.shape[-3:]).reshape(groups.numel(), *own.shape[-3:]).movedim(1, 0)
 
 
 def _filter(potentials: ChainPotentials) -> Filtered | None:
     """The forward pass; nothing if a message may underflow."""
-    unary, _, mask = potentials
+    unary, pairwise, mask = potentials
     batch_shape, (steps, states) = potentials.batch_shape, unary.shape[-2:]
     groups, size = _grouped(potentials)
     shape = (steps, groups.numel(), size, states)
     limit = -math.log(torch.finfo(unary.dtype).tiny)
 
-    highest, below, matrices = _matrices(potentials, groups, unary.dtype)
+    highest = pairwise.amax((-2, -1), keepdim=True)
+    below = pairwise - highest
     lead = unary.movedim(-2, 0).reshape(shape)
     tops = lead.amax(-1, keepdim=True)
     lead = lead - tops
@@ -194,7 +183,7 @@ def _filter(potentials: ChainPotentials) -> Filtered | None:
     if not sum(span for span, _ in spans) <= (_SPAN_WITH_ZEROS if zeros else _SPAN) * limit:
         return None
 
-    ratio = lead.exp_()
+    ratio, matrices = lead.exp_(), _by_group(below.exp_(), groups)
     alpha, scale = torch.empty_like(ratio), torch.empty_like(tops)
     alphas, ratios, scales = alpha.unbind(), ratio.unbind(), scale.unbind()
     each = matrices.expand(steps - 1, *matrices.shape[1:]).unbind()
@@ -212,12 +201,11 @@ def _filter(potentials: ChainPotentials) -> Filtered | None:
         scale.masked_fill_(~inside, 1.0)
         alpha.masked_fill_(~inside, 0.0)
     if zeros and not (
-        float(scale.amin()) > 0
-        and float(alpha.masked_fill(alpha == 0, 1.0).amin()) >= math.exp(-_MESSAGE_SPAN * limit)
+        float(scale.amin()) > 0 and float(alpha.masked_fill(alpha == 0, 1.0).amin()) >= math.exp(-_MESSAGE_SPAN * limit)
     ):
         return None
     logs = (scale.log() + tops).squeeze(-1)
-    logs[1:] += highest.unsqueeze(-1)
+    logs[1:] += _by_group(highest, groups).flatten(2)
     if inside is not None:
         logs.masked_fill_(~inside.squeeze(-1), 0.0)
         ratio.masked_fill_(~inside, 0.0)
@@ -246,13 +234,14 @@ def _gradient(
     steps, states = potentials.unary.shape[-2:]
     groups, size = _grouped(potentials)
     shape = (steps, groups.numel(), size, states)
-    _, _, matrices = _matrices(potentials, groups, alpha.dtype)
+    pairwise = potentials.pairwise.to(alpha.dtype)
+    matrices = _by_group((pairwise - pairwise.amax((-2, -1), keepdim=True)).exp_(), groups)
     alpha, ratio = alpha.reshape(shape), ratio.reshape(shape)
     weight = weight.to(alpha.dtype).reshape(shape[1:-1]).unsqueeze(-1)
 
     beta, moved = torch.empty_like(alpha), torch.empty_like(alpha)
     betas, moveds, ratios = beta.unbind(), moved.unbind(), ratio.unbind()
-    each = matrices.mT.contiguous().expand(steps - 1, *matrices.shape[1:]).unbind()
+    each = matrices.mT.expand(steps - 1, *matrices.mT.shape[1:]).unbind()
     inside = None if mask is None else mask.movedim(-1, 0).reshape(*shape[:-1], 1)
     shortest = steps if inside is None else int(inside.all(dim=2).all(dim=1).sum())
     betas[-1].fill_(1.0)
@@ -269,7 +258,6 @@ def _gradient(
         return of_unary, of_pairwise.reshape(steps - 1, *batch_shape, states, states).movedim(0, -3)
     kept = "" if len(matrices) == 1 else "t"
     of_pairwise = torch.einsum(f"tgbi,tgbj->{kept}gij", before, after).reshape(matrices.shape).mul_(matrices)
-    pairwise = potentials.pairwise
     ones = [1] * (len(batch_shape) - len(groups))
     of_pairwise = of_pairwise.movedim(0, 1).reshape(*groups, *ones, *pairwise.shape[-3:])
     return of_unary, of_pairwise.sum_to_size(pairwise.shape)

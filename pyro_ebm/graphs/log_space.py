@@ -27,6 +27,11 @@ def logsumexp(x: Tensor, dim: int) -> Tensor:
     return torch.where(some, log + highest.squeeze(dim), torch.full_like(total, -torch.inf))
 
 
+def below_max(log_weights: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Log weights less their maximum over some dims, a constant to the gradient; what is all -inf stays so."""
+    return log_weights - log_weights.detach().amax(dims, keepdim=True).nan_to_num(neginf=0.0)
+
+
 def cumulative_weights(log_weights: Tensor) -> Tensor:
     """Cumulative sums of the weights along the last dim, up to a factor: what `draw` takes."""
     return (log_weights - finite_max(log_weights, -1)).exp().cumsum(-1)
@@ -46,4 +51,4 @@ def draw(cumulative: Tensor, generator: Generator | None = None) -> Tensor:
     uniform = torch.rand((*lead, 1), generator=generator, dtype=cumulative.dtype, device=cumulative.device)
     # In (0, total]: so that the first state whose cumulative weight reaches it has a weight of its own.
     threshold = (1 - uniform) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold).squeeze(-1)
+    return torch.searchsorted(cumulative.contiguous(), threshold).squeeze(-1)
