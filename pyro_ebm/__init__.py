@@ -11,7 +11,7 @@ from pyro_ebm._core.errors import (
     UnnormalizedError,
     UnnormalizedObservationError,
 )
-from pyro_ebm.distributions import EnergyDistribution, Normalizer, Sampler, factor
+from pyro_ebm.distributions import EnergyDistribution, LinearChainCRF, Normalizer, Sampler, TreeCRF, factor
 from pyro_ebm.energies import (
     Descent,
     DistributionEnergy,
@@ -70,6 +70,7 @@ __all__ = [
     "HMC",
     "InitializationError",
     "Langevin",
+    "LinearChainCRF",
     "MALA",
     "MCLMC",
     "MCMC",
@@ -87,6 +88,7 @@ __all__ = [
     "SamplingWarning",
     "ScaledEnergy",
     "SumEnergy",
+    "TreeCRF",
     "UnderdampedLangevin",
     "UnnormalizedError",
     "UnnormalizedObservationError",
