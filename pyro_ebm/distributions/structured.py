@@ -97,7 +97,10 @@ class StructuredDistribution(TorchDistribution):  # type: ignore[misc]
     def expand(self, batch_shape: Size, _instance: Any = None) -> Self:
         """The same distribution for a larger batch; parameters are shared, and log Z is computed once."""
         batch_shape = Size(batch_shape)
-        if broadcast([self.batch_shape, batch_shape], f"{type(self).__name__}.expand") != batch_shape:
+        extra = len(batch_shape) - len(self.batch_shape)
+        if extra < 0 or any(
+            old not in (1, size) for old, size in zip(self.batch_shape, batch_shape[extra:], strict=True)
+        ):
             raise EnergyShapeError(
                 f"{type(self).__name__}.expand: got batch shape {tuple(self.batch_shape)}, expected one that expands "
                 f"to {tuple(batch_shape)}. Under a subsampled plate, index the parameters by the plate's indices."

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pyro_ebm.graphs.chain_log_space import filter_in_log_space, gradient_in_log_space
+from pyro_ebm.graphs.chain_log_space import filter_in_log_space, gradient_in_log_space, log_partition_by_pairs
 from pyro_ebm.graphs.chain_potentials import ChainPotentials, chain_potentials, path_score
 from pyro_ebm.graphs.chain_scaled import LogPartition, LogPartitionGradient
 from pyro_ebm.graphs.log_space import below_max
+
+# What is traced is unrolled, which makes programs that are too large for their compiler, or takes K times the work. So
+# beyond these sizes tracing fails, as it should: scaled products, which branch on values, are faster eagerly.
+_FEW_STEPS, _FEW_STATES = 12, 6
 
 
 def log_partition(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -119,9 +123,12 @@ def filtered(potentials: ChainPotentials) -> tuple[Tensor, Tensor]:
 
 def _log_partition(potentials: ChainPotentials) -> tuple[Tensor, Tensor, Tensor]:
     if _traced():
-        log_z, _ = filter_in_log_space(potentials)
-        none = log_z.new_empty(0)
-        return log_z, none, none
+        steps, states = potentials.unary.shape[-2:]
+        none = potentials.unary.movedim(-2, 0)[:0]
+        if steps <= _FEW_STEPS:
+            return filter_in_log_space(potentials)[0], none, none
+        if states <= _FEW_STATES:
+            return log_partition_by_pairs(potentials), none, none
     found: tuple[Tensor, Tensor, Tensor] = LogPartition.apply(*potentials)  # type: ignore[no-untyped-call]
     return found
 
@@ -129,9 +136,9 @@ def _log_partition(potentials: ChainPotentials) -> tuple[Tensor, Tensor, Tensor]
 def _gradient(potentials: ChainPotentials, full_pairwise: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Log Z and its gradients."""
     log_z, alpha, ratio = _log_partition(potentials)
-    if _traced():
-        return log_z, *gradient_in_log_space(torch.ones_like(log_z), potentials, full_pairwise)
     weight = torch.ones_like(log_z)
+    if _traced():
+        return log_z, *gradient_in_log_space(weight, potentials, full_pairwise)
     return log_z, *LogPartitionGradient.apply(weight, *potentials, alpha, ratio, full_pairwise)  # type: ignore[no-untyped-call]
 
 

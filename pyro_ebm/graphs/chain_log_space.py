@@ -43,6 +43,27 @@ def _rescaled(alpha: Tensor) -> tuple[Tensor, Tensor]:
     return alpha - scale, scale.squeeze(-1)
 
 
+def log_partition_by_pairs(potentials: ChainPotentials) -> Tensor:
+    """Log Z, `(*batch,)`, by products of neighbouring matrices in log space, then of neighbouring products, and so on.
+
+    It is K times the work of the forward recursion, in `log T` steps rather than T.
+    """
+    unary, _, mask = potentials
+    steps, states = unary.shape[-2:]
+    products = potentials.full_pairwise() + unary[..., 1:, None, :]
+    if mask is not None:  # padding leaves everything as it is
+        identity = torch.eye(states, dtype=unary.dtype, device=unary.device).log()
+        products = torch.where(mask[..., 1:, None, None], products, identity)
+    while steps > 2:
+        pairs = (steps - 1) // 2
+        first, second = products[..., : 2 * pairs : 2, :, :], products[..., 1 : 2 * pairs : 2, :, :]
+        joined = logsumexp(first.unsqueeze(-1) + second.unsqueeze(-3), -2)
+        products = torch.cat([joined, products[..., 2 * pairs :, :, :]], -3)
+        steps = products.shape[-3] + 1
+    log_z = logsumexp((unary[..., 0, :, None] + products.squeeze(-3)).flatten(-2), -1)
+    return log_z if mask is None else torch.where(mask[..., 0], log_z, 0.0)
+
+
 def gradient_in_log_space(
     weight: Tensor, potentials: ChainPotentials, full_pairwise: bool = False
 ) -> tuple[Tensor, Tensor]:

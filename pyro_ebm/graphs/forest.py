@@ -29,10 +29,12 @@ class Forest:
     Attributes:
         parents: the number of each node's parent, `(N,)`; -1 for a root.
         levels: the nodes by depth, roots first.
+        children: the numbers of all nodes that have a parent, `(E,)`.
     """
 
     parents: Tensor
     levels: tuple[Level, ...]
+    children: Tensor
 
     @classmethod
     def from_parents(cls, parents: Tensor | Sequence[int]) -> Forest:
@@ -76,4 +78,5 @@ class Forest:
                 f"Forest: got {len(numbers) - found} of {len(numbers)} nodes that no root leads to, expected no cycle. "
                 "Leave one edge of each cycle out, or use a graph with exact elimination."
             )
-        return cls(array.long(), tuple(levels))
+        has_parent = [node for node, parent in enumerate(numbers) if parent >= 0]
+        return cls(array.long(), tuple(levels), array.new_tensor(has_parent).long())

@@ -95,7 +95,8 @@ def upward_messages(potentials: TreePotentials) -> tuple[Tensor, list[Tensor]]:
             weights = weights.index_add(-2, lower.parents, logsumexp(into, -1))
         found.append(weights)
         below = level, weights
-    return logsumexp(found[-1], -1).sum(-1), found[::-1]
+    log_z = logsumexp(found[-1], -1).sum(-1)  # over the trees of a forest
+    return torch.where(log_z == -torch.inf, -torch.inf, log_z), found[::-1]
 
 
 def log_partition(unary: Tensor, pairwise: Tensor, forest: Forest) -> Tensor:
@@ -153,7 +154,8 @@ def entropy(unary: Tensor, pairwise: Tensor, forest: Forest) -> Tensor:
     """
     given = tree_potentials(unary, pairwise, forest)
     nodes, states = given.unary.shape[-2:]
-    full = given.pairwise.expand(*given.batch_shape, nodes, states, states)
+    at_edges = torch.where((forest.parents >= 0)[:, None, None], given.pairwise, 0.0)
+    full = at_edges.expand(*given.batch_shape, nodes, states, states)
     potentials = TreePotentials(below_max(given.unary, (-1,)), below_max(full, (-2, -1)), forest)
     log_z, of_unary, of_pairwise = _gradient(potentials)
     unary, pairwise = (torch.where(p == -torch.inf, 0.0, p) for p in potentials[:2])
@@ -174,11 +176,10 @@ def score(value: Tensor, unary: Tensor, pairwise: Tensor, forest: Forest) -> Ten
     lead = broadcast([Size(value.shape[:-1]), potentials.batch_shape], "tree")
     value = value.long().expand(*lead, -1)
     total = lookup(potentials.unary, value).sum(-1)
-    children = (forest.parents >= 0).nonzero().squeeze(-1)
-    if len(children) == 0:
+    if len(forest.children) == 0:
         return total
-    pairs = value.index_select(-1, forest.parents[children]), value.index_select(-1, children)
-    return total + lookup(potentials.pairwise_at(children), *pairs).sum(-1)
+    pairs = (value.index_select(-1, nodes) for nodes in (forest.parents[forest.children], forest.children))
+    return total + lookup(potentials.pairwise_at(forest.children), *pairs).sum(-1)
 
 
 def _gradient(potentials: TreePotentials) -> tuple[Tensor, Tensor, Tensor]:
