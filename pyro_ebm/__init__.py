@@ -14,7 +14,7 @@ from pyro_ebm._core.errors import (
     UnnormalizedObservationError,
 )
 from pyro_ebm._core.supports import spin
-from pyro_ebm.distributions import EnergyDistribution, Normalizer, Sampler, factor
+from pyro_ebm.distributions import EnergyDistribution, LinearChainCRF, Normalizer, Sampler, TreeCRF, factor
 from pyro_ebm.energies import (
     BilinearEnergy,
     Descent,
@@ -89,6 +89,7 @@ __all__ = [
     "Ising",
     "IsingEnergy",
     "Langevin",
+    "LinearChainCRF",
     "MALA",
     "MCLMC",
     "MCMC",
@@ -112,6 +113,7 @@ __all__ = [
     "SumEnergy",
     "SumToZeroEnergy",
     "TableEnergy",
+    "TreeCRF",
     "TreewidthError",
     "UnderdampedLangevin",
     "UnnormalizedError",
