@@ -175,9 +175,10 @@ def _filter(potentials: ChainPotentials) -> Filtered | None:
 
     highest = pairwise.amax((-2, -1), keepdim=True)
     below = pairwise - highest
-    lead = unary.movedim(-2, 0).reshape(shape)
-    tops = lead.amax(-1, keepdim=True)
-    lead = lead - tops
+    tops = unary.amax(-1, keepdim=True)
+    lead = unary.new_empty(steps, *batch_shape, states)
+    lead = torch.sub(unary.movedim(-2, 0), tops.movedim(-2, 0), out=lead).reshape(shape)
+    tops = tops.movedim(-2, 0).reshape(*shape[:-1], 1)
     spans = [_span(lead), _span(below)]
     zeros = any(has_zeros for _, has_zeros in spans)
     if not sum(span for span, _ in spans) <= (_SPAN_WITH_ZEROS if zeros else _SPAN) * limit:
@@ -251,13 +252,14 @@ def _gradient(
         if inside is not None and step >= shortest:
             betas[step - 1].masked_fill_(~inside[step], 1.0)
 
-    of_unary = (alpha * beta).mul_(weight).reshape(steps, *batch_shape, states).movedim(0, -2)
+    of_unary = beta.mul_(alpha).mul_(weight).reshape(steps, *batch_shape, states).movedim(0, -2)
     before, after = alpha[:-1], moved[1:].mul_(weight)
     if full_pairwise:
         of_pairwise = torch.einsum("tgbi,tgbj->tgbij", before, after).mul_(matrices.unsqueeze(2))
         return of_unary, of_pairwise.reshape(steps - 1, *batch_shape, states, states).movedim(0, -3)
-    kept = "" if len(matrices) == 1 else "t"
-    of_pairwise = torch.einsum(f"tgbi,tgbj->{kept}gij", before, after).reshape(matrices.shape).mul_(matrices)
+    if len(matrices) == 1:  # sums over the steps too
+        before, after = (each.movedim(1, 0).reshape(1, groups.numel(), -1, states) for each in (before, after))
+    of_pairwise = torch.matmul(before.mT, after).mul_(matrices)
     ones = [1] * (len(batch_shape) - len(groups))
     of_pairwise = of_pairwise.movedim(0, 1).reshape(*groups, *ones, *pairwise.shape[-3:])
     return of_unary, of_pairwise.sum_to_size(pairwise.shape)
