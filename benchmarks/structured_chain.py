@@ -14,6 +14,7 @@ import importlib.util
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,35 @@ def training_data(steps: int) -> tuple[Tensor, Tensor]:
     return features, (features[..., 0] + features[..., 1]) % NUM_STATES
 
 
+class SparseProduct(torch.autograd.Function):
+    """A sparse matrix times a dense one; its transpose is kept, for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+        """The product."""
+        ctx.transpose = transpose
+        return matrix @ weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """The product of the transpose."""
+        return ctx.transpose @ gradients[0], None, None
+
+
 def pyro_ebm_pass(steps: int, repeats: int) -> float:
     """One evaluation of the objective and its gradient."""
     features, labels = training_data(steps)
     weight = torch.zeros(NUM_FEATURES, NUM_STATES, dtype=torch.float64, requires_grad=True)
     pairwise = torch.zeros(NUM_STATES, NUM_STATES, dtype=torch.float64, requires_grad=True)
-    bags = features.flatten(0, 1)
+    rows = torch.arange(labels.numel()).repeat_interleave(ACTIVE)
+    ones = torch.ones(features.numel(), dtype=torch.float64)
+    matrix = torch.sparse_coo_tensor(
+        torch.stack([rows, features.flatten()]), ones, (labels.numel(), NUM_FEATURES)
+    ).coalesce()
+    both = [each.to_sparse_csr() for each in (matrix, matrix.t().coalesce())]
 
     def loss() -> Tensor:
-        unary = torch.nn.functional.embedding_bag(bags, weight, mode="sum").reshape(*labels.shape, NUM_STATES)
+        unary = SparseProduct.apply(weight, *both).reshape(*labels.shape, NUM_STATES)
         return (weight.square().sum() + pairwise.square().sum()) - chain.log_prob(labels, unary, pairwise).sum()
 
     return best(gradient_of(loss, weight, pairwise), repeats)
@@ -150,6 +171,7 @@ def main() -> None:
     parser.add_argument("--core", type=int, help="the core to stay on; the last one if not given")
     options = parser.parse_args()
     pin(options.core)
+    warnings.filterwarnings("ignore", "Sparse")
     torch.set_num_threads(1)
     there = [module for module in PEERS if importlib.util.find_spec(module) is not None]
     print(f"{machine()}; torch {torch.__version__}\n")
