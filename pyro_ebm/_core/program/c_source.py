@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_ebm._core.program import operations as operations  # registers its handlers
+from pyro_ebm._core.program.branches import conditional, find_branches
 from pyro_ebm._core.program.inlining import inline_constants
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
 from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
@@ -22,15 +23,18 @@ class CSource:
     """C code for `carry, y = step(carry, x, constants)`, repeated.
 
     Attributes:
-        text: the code, with the function `void run(void** memory, void** library, char* arena, int64_t repetitions)`.
-            `memory` points to the carry, the stacked x and the constants, then the stacked y, then `captured`.
+        text: the code, with the function `void run(void** memory, void** library, char* arena, int64_t repetitions,
+            int forced)`. `memory` points to the carry, the stacked x and the constants, then the stacked y, which holds
+            zeros, then `captured`. Where `forced` is one, all `choices` fall on what is new.
         arena_size: bytes of scratch memory.
         captured: tensors that the graph holds.
+        choices: names of the nodes that choose by one boolean.
     """
 
     text: str
     arena_size: int
     captured: tuple[Tensor, ...]
+    choices: frozenset[str]
 
 
 def write_source(
@@ -51,16 +55,17 @@ def write_source(
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise UnsupportedError(f"a carry that turns from {_kind(old)} to {_kind(new)}")
     results = lowering.outputs(nodes)
-    y = [
-        lowering.copy(result, value.dtype, lowering.new_view(value.dtype, value.shape, "output"))
-        for result, value in zip(results[len(carry) :], outputs[len(carry) :], strict=True)
-    ]
+    held = {view.buffer for view in lowering.inputs[: len(carry)]}
+    y = [lowering.new_view(value.dtype, value.shape, "output") for value in outputs[len(carry) :]]
+    for result, place in zip(results[len(carry) :], y, strict=True):
+        lowering.emit(conditional(_copy(lowering, result, place), lowering.statements, held, zeros=True))
     _replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
     buffers = lowering.buffers
     _mark_constant(lowering.statements, buffers)
     inline_constants(lowering.statements, buffers)
     statements = _live(lowering.statements, buffers)
     _mark_constant(statements, buffers)
+    find_branches(statements, buffers, held)
     once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
     repeated = [i for i, s in enumerate(statements) if not buffers[s.target_view.buffer].constant]
     loops = [group(statements, once), group(statements, repeated)]
@@ -79,7 +84,7 @@ def write_source(
     text = "\n".join(
         [
             PREAMBLE,
-            "void run(void** memory, void** library, char* arena, int64_t repetitions) {",
+            "void run(void** memory, void** library, char* arena, int64_t repetitions, int forced) {",
             "gemm_f64* dgemm = (gemm_f64*)library[0]; gemm_f32* sgemm = (gemm_f32*)library[1];",
             "(void)dgemm; (void)sgemm;",
             *pointers,
@@ -92,7 +97,7 @@ def write_source(
             "",
         ]
     )
-    return CSource(text, size, tuple(lowering.captured.values())), outputs
+    return CSource(text, size, tuple(lowering.captured.values()), frozenset(lowering.choices)), outputs
 
 
 def _kind(tensor: Tensor) -> str:
@@ -114,10 +119,14 @@ def _replace_carry(lowering: Lowering, old: list[View], new: list[View]) -> None
             readers.setdefault(view.buffer, set()).add(number)
     for place, result in zip(old, new, strict=True):
         if result != place:
-            dtype = lowering.buffers[place.buffer].dtype
-            statement = Statement(place.sizes, (Operand(result, dtype),), place, dtype)
+            statement = conditional(_copy(lowering, result, place), lowering.statements, inputs, zeros=False)
             statement.replaces = readers.get(place.buffer, set())
             lowering.emit(statement)
+
+
+def _copy(lowering: Lowering, source: View, target: View) -> Statement:
+    dtype = lowering.buffers[target.buffer].dtype
+    return Statement(target.sizes, (Operand(source, dtype),), target, dtype)
 
 
 def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pyro_ebm._core.program.branches import branch
 from pyro_ebm._core.program.pointwise import C_TYPES
-from pyro_ebm._core.program.statements import Buffer, Indirect, Operand, Statement, View
+from pyro_ebm._core.program.statements import Buffer, Condition, Indirect, Operand, Statement, View
 
 _FOLDS = {
     "sum": "{0} + {1}",
@@ -28,9 +29,10 @@ def _trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass
 class Loop:
-    """Statements that share a loop nest over `sizes`; one opaque statement is a loop of its own."""
+    """Statements that share a loop nest over `sizes`, and conditions; one opaque statement is a loop of its own."""
 
     sizes: tuple[int, ...]
+    conditions: tuple[Condition, ...] = ()
     statements: list[int] = field(default_factory=list)
 
 
@@ -39,7 +41,7 @@ def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     waiting, done, loops = list(chosen), set(range(len(statements))) - set(chosen), []
     while waiting:
         seed = next(i for i in waiting if statements[i].after <= done and statements[i].replaces - {i} <= done)
-        loop = Loop(_trimmed(statements[seed].sizes))
+        loop = Loop(_trimmed(statements[seed].sizes), statements[seed].conditions)
         # What this loop writes: where, and whether a later statement of it may read it in the same place.
         written: dict[int, Access | None] = {}
         members: set[int] = set()
@@ -76,7 +78,9 @@ def _fits(
     statement = statements[number]
     if statement.code is not None:
         return not members and statement.after <= done and statement.replaces <= done
-    if _trimmed(statement.sizes) != loop.sizes or not statement.after <= done | members:
+    if (_trimmed(statement.sizes), statement.conditions) != (loop.sizes, loop.conditions):
+        return False
+    if not statement.after <= done | members:
         return False
     if statement.target_view.buffer in written:  # a second writer waits
         return False
@@ -127,7 +131,7 @@ class LoopWriter:
     def write(self) -> str:
         """The C code."""
         if self._members[0].code is not None:
-            return self._opaque(self._members[0], self._members[0].code)
+            return self._enter(self._opaque(self._members[0], self._members[0].code))
         rank = len(self._sizes)
         simple = all(isinstance(s.target, View) for s in self._members)
         folds: list[tuple[Statement, int, str]] = []  # statement, rank of its result, name of its accumulator
@@ -173,7 +177,10 @@ class LoopWriter:
             if depth < rank:
                 text.append("}")
             text += [f"{self._address(s.target)} = {name};" for s, kept, name in folds if kept == depth]
-        return "{" + "\n".join(text) + "}"
+        return self._enter("{" + "\n".join(text) + "}")
+
+    def _enter(self, code: str) -> str:
+        return f"{branch(self._members[0].conditions)}{code}"
 
     def _new(self) -> str:
         self._count += 1

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyro_ebm._core.program.branches import CHOICE, decided_by_one
 from pyro_ebm._core.program.lowering import SMALL_PRODUCT, Lowering, UnsupportedError, handles
 from pyro_ebm._core.program.pointwise import ARITHMETIC, C_TYPES, literal
 from pyro_ebm._core.program.statements import Indirect, Operand, Statement, View, contiguous
@@ -88,6 +89,10 @@ def _where(lowering: Lowering, n: Any, result: Tensor) -> View:
         lowering.operand(n.args[0], sizes, torch.bool),
         *(lowering.operand(a, sizes, dtype) for a in n.args[1:]),
     ]
+    condition = operands[0].source
+    if isinstance(condition, View) and decided_by_one(lowering.example(n.args[0]), condition):
+        lowering.choices.add(n.name)
+        return lowering.elementwise(dtype, CHOICE, operands, sizes)
     return lowering.elementwise(dtype, "{0} ? {1} : {2}", operands, sizes)
 
 

@@ -119,6 +119,10 @@ class Operand:
     dtype: torch.dtype
 
 
+# A place that holds one boolean: its buffer, and its offset there.
+Condition = tuple[int, int]
+
+
 @dataclass
 class Statement:
     """One operation: a loop, or opaque code.
@@ -139,6 +143,7 @@ class Statement:
         replaces: numbers of statements that read what this one overwrites: they come before, or in the same place of
             the same loop.
         ordered: whether the dims are in the order in which to loop already.
+        conditions: where it is to be made: in those repetitions in which these hold.
     """
 
     sizes: tuple[int, ...]
@@ -152,6 +157,7 @@ class Statement:
     after: set[int] = field(default_factory=set)
     replaces: set[int] = field(default_factory=set)
     ordered: bool = False
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def target_view(self) -> View:
@@ -183,7 +189,8 @@ class Statement:
 
     def views(self) -> list[View]:
         """Every view that is read."""
-        found: list[View] = []
+        rank = len(self.sizes)
+        found = [View(buffer, offset, self.sizes, (0,) * rank) for buffer, offset in self.conditions]
         for operand in self.operands:
             if isinstance(operand.source, View):
                 found.append(operand.source)
