@@ -20,6 +20,9 @@ _FOLDS = {
 }
 _SIMD_FOLDS = {"sum": "+", "prod": "*", "or": "|", "and": "&"}
 
+# Loops no longer than this are unrolled, and the loop around them is what is vectorised.
+_SHORT = 4
+
 Access = tuple[int, int, tuple[tuple[int, int], ...]]
 
 
@@ -161,16 +164,20 @@ class LoopWriter:
                 simple = simple and (rank == 0 or strides[-1] != 0)
                 stores.append(self._store(statement.target, f"({kind})({_FOLDS[statement.fold].format(place, value)})"))
         text = [*before]
+        short = rank > 1 and self._sizes[-1] <= _SHORT
+        wide = rank - 2 if short else rank - 1  # the depth of the loop that the vectors of the processor run along
         for depth in range(rank + 1):
             text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
             if depth < rank:
-                if depth == rank - 1 and simple and self._sizes[-1] > 1:
-                    inner = [(s, name) for s, _, name in folds]
+                if depth == wide and simple and self._sizes[depth] > 1:
+                    across = [(s, name) for s, kept, name in folds if kept <= depth]
                     clauses = "".join(
-                        f" reduction({_SIMD_FOLDS[s.fold or '']}:{name})" for s, name in inner if s.fold in _SIMD_FOLDS
+                        f" reduction({_SIMD_FOLDS[s.fold or '']}:{name})" for s, name in across if s.fold in _SIMD_FOLDS
                     )
-                    if all(s.fold in _SIMD_FOLDS for s, _ in inner):
+                    if all(s.fold in _SIMD_FOLDS for s, _ in across):
                         text.append(f"\n#pragma omp simd{clauses}\n")
+                if depth > wide:
+                    text.append(f"\n#pragma GCC unroll {_SHORT}\n")
                 text.append(f"for (int64_t i{depth} = 0; i{depth} < {self._sizes[depth]}; i{depth}++) {{")
         text += self._lines + stores
         for depth in range(rank, -1, -1):
