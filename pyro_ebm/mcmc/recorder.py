@@ -54,13 +54,14 @@ class Recorder:
         Returns:
             Which were stored, `(ticks, chains)`.
         """
-        number = self.transitions + done.cumsum(0)  # of the transition, from one
-        kept = done & (number % self.thinning == 0) & (number <= self.num_draws * self.thinning)
         in_step = bool((done == done[:, :1]).all() & (self.transitions == self.transitions[0]).all())
+        ended, before = (done[:, :1], self.transitions[:1]) if in_step else (done, self.transitions)
+        number = before + ended.cumsum(0)  # of the transition, from one
+        kept = ended & (number % self.thinning == 0) & (number <= self.num_draws * self.thinning)
         store = self._store_in_step if in_step else self._store
         store(kept, number // self.thinning - 1, values, finish or {})
-        self.transitions = self.transitions + done.sum(0)
-        return kept
+        self.transitions = self.transitions + ended.sum(0)
+        return kept.expand(done.shape)
 
     def _store(self, kept: Tensor, slot: Tensor, values: Mapping[str, Tensor], finish: Mapping[str, _Finish]) -> None:
         ticks, chains = kept.nonzero(as_tuple=True)

@@ -284,8 +284,10 @@ class Run:
         unwhiten = {"position": self.metric.to_position}
         if not self.warming_up:
             kept = self.draws.record(done, values, unwhiten)
-            self._diverged = self._diverged + (kept & info.diverging).sum(0)
-            self._acceptance = _mean_where(kept, info.acceptance_rate, self._acceptance)
+            (ticks,) = kept.any(-1).nonzero(as_tuple=True)  # few, where chains are thinned
+            kept = kept[ticks]
+            self._diverged = self._diverged + (kept & info.diverging[ticks]).sum(0)
+            self._acceptance = _mean_where(kept, info.acceptance_rate[ticks], self._acceptance)
             return
         ended = done.sum(0)
         self._acceptance = _mean_where(done, info.acceptance_rate, self._acceptance)

@@ -47,9 +47,10 @@ def conditional(copy: Statement, statements: Sequence[Statement], held: Collecti
         condition, new, old = writers[0].operands
         if old.source != kept or old.dtype != copy.dtype or not isinstance(condition.source, View):
             return copy
-        from_carry = {each.source.buffer for each in (condition, new) if isinstance(each.source, View)} & set(held)
-        if from_carry or not isinstance(new.source, View | str) or new.dtype != copy.dtype:
+        if condition.source.buffer in held or not isinstance(new.source, View | str) or new.dtype != copy.dtype:
             return copy
+        if not zeros and isinstance(new.source, View) and new.source.buffer in held:
+            return copy  # it may be overwritten by then
         place = (condition.source.buffer, condition.source.offset)
         copy = replace(copy, operands=(Operand(new.source, new.dtype),), conditions=(*copy.conditions, place))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -57,9 +57,18 @@ def write_source(
     results = lowering.outputs(nodes)
     held = {view.buffer for view in lowering.inputs[: len(carry)]}
     y = [lowering.new_view(value.dtype, value.shape, "output") for value in outputs[len(carry) :]]
+    carried: dict[object, View] = dict(zip(results[: len(carry)], lowering.inputs[: len(carry)], strict=True))
+    late = []  # copies of what the new carry holds: it is read there
     for result, place in zip(results[len(carry) :], y, strict=True):
-        lowering.emit(conditional(_copy(lowering, result, place), lowering.statements, held, zeros=True))
+        copy = conditional(_copy(lowering, result, place), lowering.statements, held, zeros=True)
+        source = carried.get(copy.operands[0].source)
+        if source is None:
+            lowering.emit(copy)
+        else:
+            late.append(replace(copy, operands=(Operand(source, copy.dtype),)))
     _replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
+    for copy in late:
+        lowering.emit(copy)
     buffers = lowering.buffers
     _mark_constant(lowering.statements, buffers)
     inline_constants(lowering.statements, buffers)

@@ -16,6 +16,10 @@ from pyro_ebm._core.program.pointwise import ARITHMETIC, C_TYPES, literal
 from pyro_ebm._core.program.statements import Indirect, Operand, Statement, View, contiguous
 
 
+# Loops of this length are long enough: what is read across memory would cost more than longer ones save.
+_LONG = 64
+
+
 def _argument(n: Any, position: int, name: str, default: Any = None) -> Any:
     return n.args[position] if len(n.args) > position else n.kwargs.get(name, default)
 
@@ -417,7 +421,7 @@ def _product(lowering: Lowering, n: Any, result: Tensor) -> View:
     dtype = result.dtype
     left, right = (lowering.view(a) for a in n.args[:2])
     rows, columns, inner = *result.shape[-2:], left.sizes[-1]
-    if rows > columns:  # (a b)ᵀ = bᵀ aᵀ: the result lies along its longer side, so that later loops are long
+    if rows > columns and columns < _LONG:  # (a b)ᵀ = bᵀ aᵀ: the result lies along its longer side
         left, right, rows, columns = _swapped(right), _swapped(left), columns, rows
         out = lowering.new_view(dtype, (*result.shape[:-2], rows, columns))
         found = _swapped(out)

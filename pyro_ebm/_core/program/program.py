@@ -133,7 +133,7 @@ class CProgram:
         self._function.restype = None
         self._library = linear_algebra()
         self._captured = source.captured
-        self._arena_size = source.arena_size
+        self._arena = torch.empty(source.arena_size + 64, dtype=torch.uint8)
         self._inputs = [(leaf.shape, leaf.dtype) for leaves in traced.inputs for leaf in leaves]
         self._shapes = [(out.shape, out.dtype) for out in outputs[len(carry) :]]
         self._check(outputs, source.choices)
@@ -143,8 +143,7 @@ class CProgram:
         self, carry: list[Tensor], xs: list[Tensor], constants: list[Tensor], steps: int, forced: bool = False
     ) -> list[Tensor]:
         ys = [_zeros((steps, *shape), dtype) for shape, dtype in self._shapes]
-        arena = torch.empty(self._arena_size + 64, dtype=torch.uint8)
-        start = -(-arena.data_ptr() // 64) * 64
+        start = -(-self._arena.data_ptr() // 64) * 64
         given = [*carry, *xs, *constants, *ys, *self._captured]
         memory = (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given))
         self._function(memory, self._library, start, steps, forced)
