@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pyro_ebm.mcmc.buffers import Buffers, MappedBuffers, MemoryBuffers
 
+# So many at a time are copied in memory that the process has already: new memory is what takes long.
+_FEW_NUMBERS = 2**16
 _Finish = Callable[[Tensor], Tensor]
 
 
@@ -78,9 +80,12 @@ class Recorder:
         (ticks,) = kept[:, 0].nonzero(as_tuple=True)
         first = int(slot[ticks[0], 0]) if len(ticks) else 0
         for name, value in values.items():
-            rows = finish.get(name, _as_it_is)(value[ticks])
-            buffer = self._buffer(name, rows.shape[2:], rows.dtype)
-            buffer[:, first : first + len(ticks)] = rows.transpose(0, 1)
+            at, some = first, max(1, _FEW_NUMBERS // max(value[0].numel(), 1))
+            for part in ticks.split(some):
+                rows = finish.get(name, _as_it_is)(value[part])
+                buffer = self._buffer(name, rows.shape[2:], rows.dtype)
+                buffer[:, at : at + len(part)] = rows.transpose(0, 1)
+                at += len(part)
 
     def _buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return self._buffers.buffer(name, (len(self.transitions), self.num_draws, *shape), dtype)

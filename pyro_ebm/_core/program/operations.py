@@ -151,6 +151,9 @@ _FOLDS = {
 }
 
 
+_IDEMPOTENT = {"or", "and", "max", "min"}
+
+
 @handles(*_FOLDS)
 def _reduce(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View]:
     name = n.target._schema.name.removeprefix("aten::")
@@ -168,6 +171,9 @@ def _reduce(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View]:
     dims = range(rank) if everything else [dims] if isinstance(dims, int) else dims
     reduced = {dim % rank for dim in dims} if rank else set()
     kept = tuple(1 if i in reduced else size for i, size in enumerate(source.sizes))
+    if fold in _IDEMPOTENT and source.numel and dtype == lowering.dtype(n.args[0]):
+        if all(source.strides[i] == 0 or source.sizes[i] == 1 for i in reduced):  # the same value, many times over
+            return _reshaped(lowering, replace(source, sizes=kept), result)
     start = {
         "sum": 0,
         "prod": 1,
