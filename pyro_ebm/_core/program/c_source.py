@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, fx
 
 from pyro_ebm._core.program import operations as operations  # registers its handlers
+from pyro_ebm._core.program.carry import replace_carry
+from pyro_ebm._core.program.demand import guard_rows
 from pyro_ebm._core.program.inlining import inline_constants
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
 from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
 from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE
-from pyro_ebm._core.program.statements import Buffer, Operand, Statement, View, contiguous
+from pyro_ebm._core.program.statements import Buffer, Statement, contiguous
 
 _ALIGNMENT = 64
 
@@ -55,12 +57,13 @@ def write_source(
         lowering.copy(result, value.dtype, lowering.new_view(value.dtype, value.shape, "output"))
         for result, value in zip(results[len(carry) :], outputs[len(carry) :], strict=True)
     ]
-    _replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
+    replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
     buffers = lowering.buffers
     _mark_constant(lowering.statements, buffers)
     inline_constants(lowering.statements, buffers)
     statements = _live(lowering.statements, buffers)
     _mark_constant(statements, buffers)
+    guard_rows(statements, buffers)
     once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
     repeated = [i for i, s in enumerate(statements) if not buffers[s.target_view.buffer].constant]
     loops = [group(statements, once), group(statements, repeated)]
@@ -97,27 +100,6 @@ def write_source(
 
 def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
-
-
-def _replace_carry(lowering: Lowering, old: list[View], new: list[View]) -> None:
-    """Copy the results over the carry, in place, once nothing reads it any more."""
-    inputs = {view.buffer for view in old}
-    new = [
-        lowering.copy(result, lowering.buffers[result.buffer].dtype)
-        if result.buffer in inputs and result != place
-        else result
-        for place, result in zip(old, new, strict=True)
-    ]
-    readers: dict[int, set[int]] = {}
-    for number, statement in enumerate(lowering.statements):
-        for view in statement.views():
-            readers.setdefault(view.buffer, set()).add(number)
-    for place, result in zip(old, new, strict=True):
-        if result != place:
-            dtype = lowering.buffers[place.buffer].dtype
-            statement = Statement(place.sizes, (Operand(result, dtype),), place, dtype)
-            statement.replaces = readers.get(place.buffer, set())
-            lowering.emit(statement)
 
 
 def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]:

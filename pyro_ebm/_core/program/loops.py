@@ -28,9 +28,10 @@ def _trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass
 class Loop:
-    """Statements that share a loop nest over `sizes`; one opaque statement is a loop of its own."""
+    """Statements that share a loop nest over `sizes`, and its guards; one opaque statement is a loop of its own."""
 
     sizes: tuple[int, ...]
+    guards: frozenset[tuple[Access, bool]] = frozenset()
     statements: list[int] = field(default_factory=list)
 
 
@@ -39,7 +40,7 @@ def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     waiting, done, loops = list(chosen), set(range(len(statements))) - set(chosen), []
     while waiting:
         seed = next(i for i in waiting if statements[i].after <= done and statements[i].replaces - {i} <= done)
-        loop = Loop(_trimmed(statements[seed].sizes))
+        loop = Loop(_trimmed(statements[seed].sizes), _guards(statements[seed]))
         # What this loop writes: where, and whether a later statement of it may read it in the same place.
         written: dict[int, Access | None] = {}
         members: set[int] = set()
@@ -65,6 +66,10 @@ def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     return loops
 
 
+def _guards(statement: Statement) -> frozenset[tuple[Access, bool]]:
+    return frozenset((guard.mask.access, guard.wanted) for guard in statement.guards)
+
+
 def _fits(
     statements: list[Statement],
     number: int,
@@ -77,6 +82,8 @@ def _fits(
     if statement.code is not None:
         return not members and statement.after <= done and statement.replaces <= done
     if _trimmed(statement.sizes) != loop.sizes or not statement.after <= done | members:
+        return False
+    if _guards(statement) != loop.guards or any(guard.mask.buffer in written for guard in statement.guards):
         return False
     if statement.target_view.buffer in written:  # a second writer waits
         return False
@@ -157,7 +164,9 @@ class LoopWriter:
                 simple = simple and (rank == 0 or strides[-1] != 0)
                 stores.append(self._store(statement.target, f"({kind})({_FOLDS[statement.fold].format(place, value)})"))
         text = [*before]
+        conditions = self._conditions()
         for depth in range(rank + 1):
+            text += [f"if ({' && '.join(conditions[depth])}) {{"] if depth in conditions else []
             text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
             if depth < rank:
                 if depth == rank - 1 and simple and self._sizes[-1] > 1:
@@ -173,7 +182,16 @@ class LoopWriter:
             if depth < rank:
                 text.append("}")
             text += [f"{self._address(s.target)} = {name};" for s, kept, name in folds if kept == depth]
+            text += ["}"] if depth in conditions else []
         return "{" + "\n".join(text) + "}"
+
+    def _conditions(self) -> dict[int, list[str]]:
+        """The guards, by how many of the outer dims they depend on."""
+        found: dict[int, list[str]] = {}
+        for guard in self._members[0].guards:
+            depth = max((d + 1 for d, s in enumerate(self._strides[guard.mask.access]) if s != 0), default=0)
+            found.setdefault(depth, []).append(("" if guard.wanted else "!") + self._address(guard.mask))
+        return {depth: sorted(each) for depth, each in found.items()}
 
     def _new(self) -> str:
         self._count += 1

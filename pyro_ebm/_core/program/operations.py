@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from pyro_ebm._core.program.lowering import SMALL_PRODUCT, Lowering, UnsupportedError, handles
 from pyro_ebm._core.program.pointwise import ARITHMETIC, C_TYPES, literal
-from pyro_ebm._core.program.statements import Indirect, Operand, Statement, View, contiguous
+from pyro_ebm._core.program.statements import SELECT, Indirect, Operand, Statement, View, contiguous
 
 
 def _argument(n: Any, position: int, name: str, default: Any = None) -> Any:
@@ -88,7 +88,7 @@ def _where(lowering: Lowering, n: Any, result: Tensor) -> View:
         lowering.operand(n.args[0], sizes, torch.bool),
         *(lowering.operand(a, sizes, dtype) for a in n.args[1:]),
     ]
-    return lowering.elementwise(dtype, "{0} ? {1} : {2}", operands, sizes)
+    return lowering.elementwise(dtype, SELECT, operands, sizes)
 
 
 @handles("clamp")

@@ -119,12 +119,29 @@ class Operand:
     dtype: torch.dtype
 
 
+# The expressions of operations that do not need all of their operands everywhere.
+SELECT, CONJUNCTION = "{0} ? {1} : {2}", "{0} & {1}"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A condition for a part of a loop.
+
+    Attributes:
+        mask: a view of booleans over the loop's dims.
+        wanted: what they must be.
+    """
+
+    mask: View
+    wanted: bool
+
+
 @dataclass
 class Statement:
     """One operation: a loop, or opaque code.
 
     A loop over `sizes` stores `expression` of the operands at `target`; a fold combines it with what is there, over the
-    dims where `target` has stride 0.
+    dims where `target` has stride 0. Where a guard does not hold, nothing is read or stored.
 
     Attributes:
         sizes: of the loop.
@@ -139,6 +156,7 @@ class Statement:
         replaces: numbers of statements that read what this one overwrites: they come before, or in the same place of
             the same loop.
         ordered: whether the dims are in the order in which to loop already.
+        guards: the conditions under which it is run, each for whole rows of the loop.
     """
 
     sizes: tuple[int, ...]
@@ -152,6 +170,12 @@ class Statement:
     after: set[int] = field(default_factory=set)
     replaces: set[int] = field(default_factory=set)
     ordered: bool = False
+    guards: frozenset[Guard] = frozenset()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it stores an expression in each element of a view."""
+        return self.code is None and self.fold is None and isinstance(self.target, View)
 
     @property
     def target_view(self) -> View:
@@ -183,7 +207,7 @@ class Statement:
 
     def views(self) -> list[View]:
         """Every view that is read."""
-        found: list[View] = []
+        found: list[View] = [guard.mask for guard in self.guards]
         for operand in self.operands:
             if isinstance(operand.source, View):
                 found.append(operand.source)
@@ -192,3 +216,22 @@ class Statement:
         if isinstance(self.target, Indirect):
             found += [index for index, _, _ in self.target.indices]
         return found
+
+
+def covers_rows(mask: View) -> bool:
+    """Whether a mask over a loop's dims says the same for whole rows, the innermost dims, or for all of the loop."""
+    varies = [stride != 0 for size, stride in zip(mask.sizes, mask.strides, strict=True) if size != 1]
+    return not any(varies) or (not varies[-1] and varies == sorted(varies, reverse=True))
+
+
+def depends(statements: Sequence[Statement], later: int, earlier: int) -> bool:
+    """Whether a statement must wait for another, be it for one in between."""
+    seen, waiting = {later}, [later]
+    while waiting:
+        number = waiting.pop()
+        if number == earlier:
+            return True
+        new = (statements[number].after | statements[number].replaces) - seen
+        seen |= new
+        waiting += new
+    return False
