@@ -14,7 +14,7 @@ from pyro_ebm._core.program.inlining import inline_constants
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
 from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
 from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE
-from pyro_ebm._core.program.statements import Buffer, Statement, contiguous
+from pyro_ebm._core.program.statements import Buffer, Statement, contiguous, renumber
 
 _ALIGNMENT = 64
 
@@ -58,10 +58,10 @@ def write_source(
         for result, value in zip(results[len(carry) :], outputs[len(carry) :], strict=True)
     ]
     replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
-    buffers = lowering.buffers
-    _mark_constant(lowering.statements, buffers)
-    inline_constants(lowering.statements, buffers)
-    statements = _live(lowering.statements, buffers)
+    statements, buffers = lowering.statements, lowering.buffers
+    _mark_constant(statements, buffers)
+    inline_constants(statements, buffers)
+    _drop_dead(statements, buffers)
     _mark_constant(statements, buffers)
     guard_rows(statements, buffers)
     once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
@@ -102,8 +102,8 @@ def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
-def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]:
-    """Drop what nothing reads, and renumber."""
+def _drop_dead(statements: list[Statement], buffers: list[Buffer]) -> None:
+    """Drop what nothing reads."""
     read: set[int] = {b.index for b in buffers if b.role != "local"}
     kept: list[int] = []
     for number in range(len(statements) - 1, -1, -1):
@@ -111,13 +111,7 @@ def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]
         if statement.target_view.buffer in read:
             kept.append(number)
             read.update(view.buffer for view in statement.views())
-    kept.reverse()
-    number_of = {old: new for new, old in enumerate(kept)}
-    live = [statements[i] for i in kept]
-    for statement in live:
-        statement.after = {number_of[i] for i in statement.after if i in number_of}
-        statement.replaces = {number_of[i] for i in statement.replaces if i in number_of}
-    return live
+    renumber(statements, kept[::-1])
 
 
 def _mark_constant(statements: list[Statement], buffers: list[Buffer]) -> None:

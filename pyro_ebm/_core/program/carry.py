@@ -15,6 +15,7 @@ from pyro_ebm._core.program.statements import (
     View,
     covers_rows,
     depends,
+    sort,
 )
 
 
@@ -45,6 +46,7 @@ def replace_carry(lowering: Lowering, old: list[View], new: list[View]) -> None:
         statement.replaces = set(in_place.readers.get(place.buffer, ()))
         lowering.emit(statement)
     in_place.rename()
+    sort(lowering.statements)
 
 
 @dataclass
@@ -70,9 +72,10 @@ class _InPlace:
     """
 
     def __init__(self, lowering: Lowering, results: list[View]) -> None:
-        self._statements, self._buffers = lowering.statements, lowering.buffers
+        self._lowering, self._statements, self._buffers = lowering, lowering.statements, lowering.buffers
         self._counts = Counter(result.buffer for result in results)
         self._places: dict[int, int] = {}  # buffers that are to be a carry's memory
+        self._overwrites: dict[int, int] = {}  # by statement: the buffer that it replaces there
         self._writers: dict[int, list[int]] = {}
         self.readers: dict[int, set[int]] = {}
         for number, statement in enumerate(self._statements):
@@ -87,22 +90,61 @@ class _InPlace:
         versions = self._versions(result.buffer, place) or self._versions(result.buffer, None)
         if versions is None or not versions[-1].branch:
             return False
-        before = place.buffer
-        added: list[tuple[int, set[int]]] = []
-        for version in versions:
-            readers = self.readers.get(before, set()) - {version.number}
-            added.append((version.number, readers - self._statements[version.number].replaces))
-            self._statements[version.number].replaces |= readers
-            before = version.buffer
-        if any(depends(self._statements, r, number) for number, readers in added for r in readers):
-            for number, readers in added:
-                self._statements[number].replaces -= readers
-            return False
+        if not self._follow(place, versions):
+            for version in versions:
+                self._set_apart(version)
+            if not self._follow(place, versions):
+                return False
         for version in versions:
             self._places[version.buffer] = place.buffer
             if version.branch:
                 self._store(version)
         return True
+
+    def _follow(self, place: View, versions: list[_Version]) -> bool:
+        """Have each version wait for those who read the one before; `False` if they would wait for it."""
+        befores = [place.buffer, *(version.buffer for version in versions)]
+        kept = [self._statements[version.number].replaces for version in versions]
+        for version, before in zip(versions, befores, strict=False):
+            readers = self.readers.get(before, set()) - {version.number}
+            self._statements[version.number].replaces = self._statements[version.number].replaces | readers
+        for version, before in zip(versions, befores, strict=False):
+            readers = self.readers.get(before, set()) - {version.number}
+            if any(depends(self._statements, reader, version.number) for reader in readers):
+                for each, replaces in zip(versions, kept, strict=True):
+                    self._statements[each.number].replaces = replaces
+                return False
+        self._overwrites.update((version.number, before) for version, before in zip(versions, befores, strict=False))
+        return True
+
+    def _set_apart(self, version: _Version) -> None:
+        """Have what a selection stores copied before, so that it can be overwritten by then."""
+        number, statement = version.number, self._statements[version.number]
+        mask, stored = (statement.operands[i].source for i in (0, version.branch))
+        if not version.branch or not isinstance(mask, View) or not isinstance(stored, View):
+            return
+        made, copy = len(self._statements), statement.target_view
+        copy = replace(copy, buffer=self._lowering.new_buffer(statement.dtype, copy.numel))
+        self._statements.append(
+            replace(
+                statement,
+                operands=(statement.operands[version.branch],),
+                target=copy,
+                expression="{0}",
+                guards=frozenset([Guard(mask, version.branch == 1)]),
+            )
+        )
+        operands = list(statement.operands)
+        operands[version.branch] = Operand(copy, statement.dtype)
+        self._statements[number] = replace(statement, operands=tuple(operands), after=statement.after | {made})
+        self.readers[copy.buffer] = {number}
+        self.readers[mask.buffer].add(made)
+        self.readers[stored.buffer].add(made)
+        if all(view.buffer != stored.buffer for view in self._statements[number].views()):
+            self.readers[stored.buffer].discard(number)
+        for other, before in self._overwrites.items():
+            if before in (mask.buffer, stored.buffer):
+                self._statements[other].replaces = self.readers[before] - {other}
 
     def _versions(self, buffer: int, place: View | None) -> list[_Version] | None:
         """The selections that lead from the carry, or where none is named from another value, to a buffer's."""

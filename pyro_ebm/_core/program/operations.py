@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from pyro_ebm._core.program.lowering import SMALL_PRODUCT, Lowering, UnsupportedError, handles
 from pyro_ebm._core.program.pointwise import ARITHMETIC, C_TYPES, literal
-from pyro_ebm._core.program.statements import SELECT, Indirect, Operand, Statement, View, contiguous
+from pyro_ebm._core.program.statements import SELECT, Indirect, Operand, Statement, View, contiguous, covers_rows
 
 
 def _argument(n: Any, position: int, name: str, default: Any = None) -> Any:
@@ -88,7 +88,15 @@ def _where(lowering: Lowering, n: Any, result: Tensor) -> View:
         lowering.operand(n.args[0], sizes, torch.bool),
         *(lowering.operand(a, sizes, dtype) for a in n.args[1:]),
     ]
-    return lowering.elementwise(dtype, SELECT, operands, sizes)
+    # A selection of rows lies in memory as those of its operands whose rows are not scattered.
+    mask = operands[0].source
+    whole = [o for o in operands if isinstance(mask, View) and isinstance(o.source, View) and _by_rows(mask, o.source)]
+    return lowering.loop(dtype, SELECT, operands, lowering.new_like(dtype, sizes, [*whole, *operands]))
+
+
+def _by_rows(mask: View, view: View) -> bool:
+    order = sorted(range(len(view.sizes)), key=lambda dim: -view.strides[dim])
+    return covers_rows(mask.permuted(order))
 
 
 @handles("clamp")

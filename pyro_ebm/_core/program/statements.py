@@ -235,3 +235,28 @@ def depends(statements: Sequence[Statement], later: int, earlier: int) -> bool:
         seen |= new
         waiting += new
     return False
+
+
+def sort(statements: list[Statement]) -> None:
+    """Put statements, in place, in an order in which each comes after those that it must wait for."""
+    order: list[int] = []
+    done: set[int] = set()
+    for number in range(len(statements)):
+        waiting = [number]
+        while waiting:
+            missing = (statements[waiting[-1]].after | statements[waiting[-1]].replaces) - done - {waiting[-1]}
+            if missing:
+                waiting += sorted(missing, reverse=True)
+            elif (last := waiting.pop()) not in done:
+                done.add(last)
+                order.append(last)
+    renumber(statements, order)
+
+
+def renumber(statements: list[Statement], order: Sequence[int]) -> None:
+    """Keep, in place, the statements of these numbers, in this order."""
+    number_of = {old: new for new, old in enumerate(order)}
+    statements[:] = [statements[i] for i in order]
+    for statement in statements:
+        statement.after = {number_of[i] for i in statement.after if i in number_of}
+        statement.replaces = {number_of[i] for i in statement.replaces if i in number_of}
