@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm._core.randomness import normal, uniform
+from pyro_ebm._core.randomness import coarse_normal, uniform
 from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error, hamiltonian, leapfrog
 
 
@@ -39,7 +39,7 @@ class Randomness(NamedTuple):
     """The random numbers of one tick.
 
     Attributes:
-        momentum: standard normal, `(chains, dim)`: for the chains that start a trajectory.
+        momentum: standard normal, `(chains, dim)`, of any precision: for the chains that start a trajectory.
         uniform: `(3, chains)`: for the leaf, the half and the direction.
     """
 
@@ -141,14 +141,15 @@ class Info(NamedTuple):
 def draw_randomness(position: Tensor, generator: Generator) -> Randomness:
     """Draw the random numbers of a tick for chains at `position`, `(*ticks, chains, dim)`."""
     shape = position.shape
-    return Randomness(normal(shape, position, generator), uniform((*shape[:-2], 3, shape[-2]), position, generator))
+    momentum = coarse_normal(shape, position, generator)
+    return Randomness(momentum, uniform((*shape[:-2], 3, shape[-2]), position, generator))
 
 
 def init(log_density: LogDensity, position: Tensor, parameters: Parameters, randomness: Randomness) -> State:
     """Start a trajectory of every chain at `position`, `(chains, dim)`."""
     chains, dim = position.shape
     value, gradient = log_density(position)
-    momentum = randomness.momentum
+    momentum = randomness.momentum.to(position.dtype)
     energy = hamiltonian(value, momentum)
     zeros, count = torch.zeros_like(value), torch.zeros(chains, dtype=torch.long, device=position.device)
     subtrees = position.new_zeros(chains, max(parameters.max_tree_depth - 1, 1), dim)
@@ -222,7 +223,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     begins = (state.leaf.unsqueeze(-1) & within == 0) & (levels <= state.depth.unsqueeze(-1))
     completes = (state.leaf + 1).unsqueeze(-1) & within == 0
     turns = _turns(centred.unsqueeze(1) - first_sum, first, momentum.unsqueeze(1))
-    half_turns = (completes & turns).any(-1)
+    half_turns = completes[:, 0] & (completes & turns).any(-1)  # the first is implied, and tells where to look at all
     if levels.shape[0] > 1:
         # A subtree of four leaves or more has its seam before the first leaf of the one of half its size.
         left, right, left_last = first[:, 1:], first[:, :-1], last[:, :-1]
@@ -231,7 +232,7 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         seam_turns = _turns(left_sum + right, left, right) | _turns(
             right_sum + left_last, left_last, momentum.unsqueeze(1)
         )
-        half_turns = half_turns | (completes[:, 1:] & seam_turns).any(-1)
+        half_turns = half_turns | (completes[:, 1] & (completes[:, 1:] & seam_turns).any(-1))
     begins, completes = begins.unsqueeze(-1), completes.unsqueeze(-1)
 
     # Join the half to the trajectory when it is complete and good.
@@ -272,8 +273,9 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     fresh = done | joined
     direction = choose(fresh, _direction(randomness.uniform[2]), state.direction)
     swap = joined & (direction != state.direction)
-    next_energy = choose(done, hamiltonian(draw_log_density, randomness.momentum), draw_energy)
-    moving_momentum = choose(done, randomness.momentum, choose(swap, state.resting_momentum, momentum))
+    new_momentum = randomness.momentum.to(position.dtype)
+    next_energy = choose(done, hamiltonian(draw_log_density, new_momentum), draw_energy)
+    moving_momentum = choose(done, new_momentum, choose(swap, state.resting_momentum, momentum))
     return State(
         position=draw,
         log_density=draw_log_density,
@@ -285,12 +287,12 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         moving_momentum=moving_momentum,
         moving_gradient=choose(done, draw_gradient, choose(swap, state.resting_gradient, gradient)),
         resting_position=choose(done, draw, choose(swap, position, state.resting_position)),
-        resting_momentum=choose(done, randomness.momentum, choose(swap, momentum, state.resting_momentum)),
+        resting_momentum=choose(done, new_momentum, choose(swap, momentum, state.resting_momentum)),
         resting_gradient=choose(done, draw_gradient, choose(swap, gradient, state.resting_gradient)),
         log_weight=choose(joined, torch.logaddexp(state.log_weight, half_log_weight), state.log_weight).masked_fill(
             done, 0
         ),
-        momentum_sum=choose(done, randomness.momentum, choose(joined, momentum_sum, state.momentum_sum)),
+        momentum_sum=choose(done, new_momentum, choose(joined, momentum_sum, state.momentum_sum)),
         seam_momentum=choose(fresh, moving_momentum, state.seam_momentum),
         depth=depth.masked_fill(done, 0),
         direction=direction,
