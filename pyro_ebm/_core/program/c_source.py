@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from pyro_ebm._core.program import operations as operations  # registers its handlers
-from pyro_ebm._core.program.branches import conditional, find_branches
+from pyro_ebm._core.program.carry import replace_carry
+from pyro_ebm._core.program.demand import guard_rows
 from pyro_ebm._core.program.inlining import inline_constants
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
 from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
-from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE
-from pyro_ebm._core.program.statements import Buffer, Operand, Statement, View, contiguous
+from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE, literal
+from pyro_ebm._core.program.statements import (
+    Buffer,
+    Guard,
+    Indirect,
+    Operand,
+    Statement,
+    View,
+    contiguous,
+    renumber,
+)
 
 _ALIGNMENT = 64
 
@@ -28,7 +38,7 @@ class CSource:
             zeros, then `captured`. Where `forced` is one, all `choices` fall on what is new.
         arena_size: bytes of scratch memory.
         captured: tensors that the graph holds.
-        choices: names of the nodes that choose by one boolean.
+        choices: names of the nodes that select all or nothing, by one boolean.
     """
 
     text: str
@@ -55,26 +65,16 @@ def write_source(
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise UnsupportedError(f"a carry that turns from {_kind(old)} to {_kind(new)}")
     results = lowering.outputs(nodes)
-    held = {view.buffer for view in lowering.inputs[: len(carry)]}
     y = [lowering.new_view(value.dtype, value.shape, "output") for value in outputs[len(carry) :]]
-    carried: dict[object, View] = dict(zip(results[: len(carry)], lowering.inputs[: len(carry)], strict=True))
-    late = []  # copies of what the new carry holds: it is read there
     for result, place in zip(results[len(carry) :], y, strict=True):
-        copy = conditional(_copy(lowering, result, place), lowering.statements, held, zeros=True)
-        source = carried.get(copy.operands[0].source)
-        if source is None:
-            lowering.emit(copy)
-        else:
-            late.append(replace(copy, operands=(Operand(source, copy.dtype),)))
-    _replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
-    for copy in late:
-        lowering.emit(copy)
-    buffers = lowering.buffers
-    _mark_constant(lowering.statements, buffers)
-    inline_constants(lowering.statements, buffers)
-    statements = _live(lowering.statements, buffers)
+        _store(lowering, result, place)
+    replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
+    statements, buffers = lowering.statements, lowering.buffers
     _mark_constant(statements, buffers)
-    find_branches(statements, buffers, held)
+    inline_constants(statements, buffers)
+    _drop_dead(statements, buffers)
+    _mark_constant(statements, buffers)
+    guard_rows(statements, buffers)
     once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
     repeated = [i for i, s in enumerate(statements) if not buffers[s.target_view.buffer].constant]
     loops = [group(statements, once), group(statements, repeated)]
@@ -113,33 +113,23 @@ def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
-def _replace_carry(lowering: Lowering, old: list[View], new: list[View]) -> None:
-    """Copy the results over the carry, in place, once nothing reads it any more."""
-    inputs = {view.buffer for view in old}
-    new = [
-        lowering.copy(result, lowering.buffers[result.buffer].dtype)
-        if result.buffer in inputs and result != place
-        else result
-        for place, result in zip(old, new, strict=True)
-    ]
-    readers: dict[int, set[int]] = {}
-    for number, statement in enumerate(lowering.statements):
-        for view in statement.views():
-            readers.setdefault(view.buffer, set()).add(number)
-    for place, result in zip(old, new, strict=True):
-        if result != place:
-            statement = conditional(_copy(lowering, result, place), lowering.statements, inputs, zeros=False)
-            statement.replaces = readers.get(place.buffer, set())
-            lowering.emit(statement)
+def _store(lowering: Lowering, result: View, place: View) -> None:
+    """Copy a result to memory that holds zeros: where one boolean chooses between it and zero, if it does."""
+    dtype, guards = lowering.buffers[place.buffer].dtype, frozenset[Guard]()
+    source: View | Indirect | str = result
+    while isinstance(source, View):
+        writers = [s for s in lowering.statements if s.target_view.buffer == source.buffer]
+        if len(writers) != 1 or writers[0].target != source or not writers[0].chooses:
+            break
+        mask, chosen, otherwise = writers[0].operands
+        if otherwise.source != literal(0, dtype) or not isinstance(mask.source, View) or chosen.dtype != dtype:
+            break
+        guards, source = guards | {Guard(mask.source, True)}, chosen.source
+    lowering.emit(Statement(place.sizes, (Operand(source, dtype),), place, dtype, guards=guards))
 
 
-def _copy(lowering: Lowering, source: View, target: View) -> Statement:
-    dtype = lowering.buffers[target.buffer].dtype
-    return Statement(target.sizes, (Operand(source, dtype),), target, dtype)
-
-
-def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]:
-    """Drop what nothing reads, and renumber."""
+def _drop_dead(statements: list[Statement], buffers: list[Buffer]) -> None:
+    """Drop what nothing reads."""
     read: set[int] = {b.index for b in buffers if b.role != "local"}
     kept: list[int] = []
     for number in range(len(statements) - 1, -1, -1):
@@ -147,13 +137,7 @@ def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]
         if statement.target_view.buffer in read:
             kept.append(number)
             read.update(view.buffer for view in statement.views())
-    kept.reverse()
-    number_of = {old: new for new, old in enumerate(kept)}
-    live = [statements[i] for i in kept]
-    for statement in live:
-        statement.after = {number_of[i] for i in statement.after if i in number_of}
-        statement.replaces = {number_of[i] for i in statement.replaces if i in number_of}
-    return live
+    renumber(statements, kept[::-1])
 
 
 def _mark_constant(statements: list[Statement], buffers: list[Buffer]) -> None:

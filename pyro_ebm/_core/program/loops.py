@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pyro_ebm._core.program.branches import branch
 from pyro_ebm._core.program.pointwise import C_TYPES
-from pyro_ebm._core.program.statements import Buffer, Condition, Indirect, Operand, Statement, View
+from pyro_ebm._core.program.statements import Buffer, Indirect, Operand, Statement, View
 
 _FOLDS = {
     "sum": "{0} + {1}",
@@ -32,10 +31,10 @@ def _trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass
 class Loop:
-    """Statements that share a loop nest over `sizes`, and conditions; one opaque statement is a loop of its own."""
+    """Statements that share a loop nest over `sizes`, and its guards; one opaque statement is a loop of its own."""
 
     sizes: tuple[int, ...]
-    conditions: tuple[Condition, ...] = ()
+    guards: frozenset[tuple[Access, bool]] = frozenset()
     statements: list[int] = field(default_factory=list)
 
 
@@ -44,7 +43,7 @@ def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     waiting, done, loops = list(chosen), set(range(len(statements))) - set(chosen), []
     while waiting:
         seed = next(i for i in waiting if statements[i].after <= done and statements[i].replaces - {i} <= done)
-        loop = Loop(_trimmed(statements[seed].sizes), statements[seed].conditions)
+        loop = Loop(_trimmed(statements[seed].sizes), _guards(statements[seed]))
         # What this loop writes: where, and whether a later statement of it may read it in the same place.
         written: dict[int, Access | None] = {}
         members: set[int] = set()
@@ -70,6 +69,10 @@ def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     return loops
 
 
+def _guards(statement: Statement) -> frozenset[tuple[Access, bool]]:
+    return frozenset((guard.mask.access, guard.wanted) for guard in statement.guards)
+
+
 def _fits(
     statements: list[Statement],
     number: int,
@@ -81,9 +84,9 @@ def _fits(
     statement = statements[number]
     if statement.code is not None:
         return not members and statement.after <= done and statement.replaces <= done
-    if (_trimmed(statement.sizes), statement.conditions) != (loop.sizes, loop.conditions):
+    if _trimmed(statement.sizes) != loop.sizes or not statement.after <= done | members:
         return False
-    if not statement.after <= done | members:
+    if _guards(statement) != loop.guards or any(guard.mask.buffer in written for guard in statement.guards):
         return False
     if statement.target_view.buffer in written:  # a second writer waits
         return False
@@ -134,7 +137,7 @@ class LoopWriter:
     def write(self) -> str:
         """The C code."""
         if self._members[0].code is not None:
-            return self._enter(self._opaque(self._members[0], self._members[0].code))
+            return self._opaque(self._members[0], self._members[0].code)
         rank = len(self._sizes)
         simple = all(isinstance(s.target, View) for s in self._members)
         folds: list[tuple[Statement, int, str]] = []  # statement, rank of its result, name of its accumulator
@@ -166,10 +169,12 @@ class LoopWriter:
         text = [*before]
         short = rank > 1 and self._sizes[-1] <= _SHORT
         wide = rank - 2 if short else rank - 1  # the depth of the loop that the vectors of the processor run along
+        conditions = self._conditions()
         for depth in range(rank + 1):
+            text += [f"if ({' && '.join(conditions[depth])}) {{"] if depth in conditions else []
             text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
             if depth < rank:
-                if depth == wide and simple and self._sizes[depth] > 1:
+                if depth == wide and simple and self._sizes[depth] > 1 and max(conditions, default=0) <= depth:
                     across = [(s, name) for s, kept, name in folds if kept <= depth]
                     clauses = "".join(
                         f" reduction({_SIMD_FOLDS[s.fold or '']}:{name})" for s, name in across if s.fold in _SIMD_FOLDS
@@ -184,10 +189,18 @@ class LoopWriter:
             if depth < rank:
                 text.append("}")
             text += [f"{self._address(s.target)} = {name};" for s, kept, name in folds if kept == depth]
-        return self._enter("{" + "\n".join(text) + "}")
+            text += ["}"] if depth in conditions else []
+        return "{" + "\n".join(text) + "}"
 
-    def _enter(self, code: str) -> str:
-        return f"{branch(self._members[0].conditions)}{code}"
+    def _conditions(self) -> dict[int, list[str]]:
+        """The guards, by how many of the outer dims they depend on."""
+        found: dict[int, list[str]] = {}
+        for guard in self._members[0].guards:
+            depth = max((d + 1 for d, s in enumerate(self._strides[guard.mask.access]) if s != 0), default=0)
+            place = self._address(guard.mask)
+            holds = f"({place} | forced)" if guard.mask.is_scalar else place
+            found.setdefault(depth, []).append(("" if guard.wanted else "!") + holds)
+        return {depth: sorted(each) for depth, each in found.items()}
 
     def _new(self) -> str:
         self._count += 1
@@ -255,7 +268,10 @@ class LoopWriter:
         return self._names[key]
 
     def _value(self, statement: Statement) -> str:
-        expression = statement.expression.format(*(self._operand(o) for o in statement.operands))
+        operands = [self._operand(operand) for operand in statement.operands]
+        if statement.chooses:
+            operands[0] = f"({operands[0]} | forced)"
+        expression = statement.expression.format(*operands)
         name = self._new()
         self._lines.append(f"const {C_TYPES[statement.dtype]} {name} = ({C_TYPES[statement.dtype]})({expression});")
         return name

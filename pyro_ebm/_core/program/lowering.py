@@ -37,7 +37,7 @@ class Lowering(fx.Interpreter):
         statements: in an order that is right.
         inputs: the views of the graph's inputs, in order.
         captured: tensors that the graph holds, by buffer.
-        choices: names of the nodes that choose by one boolean: see `branches`.
+        choices: names of the nodes that choose by one boolean: a check can force them.
     """
 
     def __init__(self, graph_module: fx.GraphModule, num_varying: int) -> None:

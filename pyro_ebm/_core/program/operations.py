@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_ebm._core.program.branches import CHOICE, decided_by_one
 from pyro_ebm._core.program.lowering import SMALL_PRODUCT, Lowering, UnsupportedError, handles
 from pyro_ebm._core.program.pointwise import ARITHMETIC, C_TYPES, literal
-from pyro_ebm._core.program.statements import Indirect, Operand, Statement, View, contiguous
+from pyro_ebm._core.program.statements import SELECT, Indirect, Operand, Statement, View, contiguous, covers_rows
 
 
 # Loops of this length are long enough: what is read across memory would cost more than longer ones save.
@@ -93,11 +92,17 @@ def _where(lowering: Lowering, n: Any, result: Tensor) -> View:
         lowering.operand(n.args[0], sizes, torch.bool),
         *(lowering.operand(a, sizes, dtype) for a in n.args[1:]),
     ]
-    condition = operands[0].source
-    if isinstance(condition, View) and decided_by_one(lowering.example(n.args[0]), condition):
+    # A selection of rows lies in memory as those of its operands whose rows are not scattered.
+    mask = operands[0].source
+    if isinstance(mask, View) and mask.is_scalar:
         lowering.choices.add(n.name)
-        return lowering.elementwise(dtype, CHOICE, operands, sizes)
-    return lowering.elementwise(dtype, "{0} ? {1} : {2}", operands, sizes)
+    whole = [o for o in operands if isinstance(mask, View) and isinstance(o.source, View) and _by_rows(mask, o.source)]
+    return lowering.loop(dtype, SELECT, operands, lowering.new_like(dtype, sizes, [*whole, *operands]))
+
+
+def _by_rows(mask: View, view: View) -> bool:
+    order = sorted(range(len(view.sizes)), key=lambda dim: -view.strides[dim])
+    return covers_rows(mask.permuted(order))
 
 
 @handles("clamp")
