@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_ebm._core.program import operations as operations  # registers its handlers
+from pyro_ebm._core.program.branches import guard_whole
 from pyro_ebm._core.program.carry import replace_carry
 from pyro_ebm._core.program.demand import guard_rows
 from pyro_ebm._core.program.inlining import inline_constants
@@ -75,6 +76,7 @@ def write_source(
     _drop_dead(statements, buffers)
     _mark_constant(statements, buffers)
     guard_rows(statements, buffers)
+    guard_whole(statements, buffers)
     once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
     repeated = [i for i, s in enumerate(statements) if not buffers[s.target_view.buffer].constant]
     loops = [group(statements, once), group(statements, repeated)]

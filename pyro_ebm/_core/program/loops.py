@@ -166,12 +166,13 @@ class LoopWriter:
                     before.append(f"for (int64_t i = 0; i < {count}; i++) {name}[i] = {statement.initial};")
                 simple = simple and (rank == 0 or strides[-1] != 0)
                 stores.append(self._store(statement.target, f"({kind})({_FOLDS[statement.fold].format(place, value)})"))
-        text = [*before]
+        text: list[str] = []
         short = rank > 1 and self._sizes[-1] <= _SHORT
         wide = rank - 2 if short else rank - 1  # the depth of the loop that the vectors of the processor run along
         conditions = self._conditions()
         for depth in range(rank + 1):
             text += [f"if ({' && '.join(conditions[depth])}) {{"] if depth in conditions else []
+            text += before if depth == 0 else []
             text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
             if depth < rank:
                 if depth == wide and simple and self._sizes[depth] > 1 and max(conditions, default=0) <= depth:
@@ -208,7 +209,8 @@ class LoopWriter:
 
     def _opaque(self, statement: Statement, code: str) -> str:
         names = [self._pointer(o.source) for o in statement.operands if isinstance(o.source, View)]
-        return code.format(*names, out=self._pointer(statement.target_view))
+        whole = "".join(f"if ({' && '.join(each)}) " for each in self._conditions().values())
+        return whole + code.format(*names, out=self._pointer(statement.target_view))
 
     def _pointer(self, view: View) -> str:
         return f"(b{view.buffer} + {view.offset})"
