@@ -51,7 +51,8 @@ def _bits(seed: Tensor, count: int) -> Tensor:
 
 def _right(bits: Tensor, by: int) -> Tensor:
     """Shifted to the right, with zeros coming in."""
-    return (bits >> by) & (2 ** (64 - by) - 1)
+    shifted: Tensor = (bits >> by) & (2 ** (64 - by) - 1)
+    return shifted
 
 
 def _unit(bits: Tensor, like: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from pyro_ebm._core.program.lowering import SMALL_PRODUCT, Lowering, Unsupported
 from pyro_ebm._core.program.pointwise import ARITHMETIC, C_TYPES, literal
 from pyro_ebm._core.program.statements import SELECT, Indirect, Operand, Statement, View, contiguous, covers_rows
 
-
 # Loops of this length are long enough: what is read across memory would cost more than longer ones save.
 _LONG = 64
 
@@ -176,9 +175,9 @@ def _reduce(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View]:
     dims = range(rank) if everything else [dims] if isinstance(dims, int) else dims
     reduced = {dim % rank for dim in dims} if rank else set()
     kept = tuple(1 if i in reduced else size for i, size in enumerate(source.sizes))
-    if fold in _IDEMPOTENT and source.numel and dtype == lowering.dtype(n.args[0]):
-        if all(source.strides[i] == 0 or source.sizes[i] == 1 for i in reduced):  # the same value, many times over
-            return _reshaped(lowering, replace(source, sizes=kept), result)
+    alike = all(source.strides[i] == 0 or source.sizes[i] == 1 for i in reduced)  # the same value, many times over
+    if alike and fold in _IDEMPOTENT and source.numel and dtype == lowering.dtype(n.args[0]):
+        return _reshaped(lowering, replace(source, sizes=kept), result)
     start = {
         "sum": 0,
         "prod": 1,
