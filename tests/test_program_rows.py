@@ -1,4 +1,4 @@
-"""Rows that a step selects: the carry changes in place, and what nothing asks for is not computed; results are the same."""
+"""Rows that a step selects: the carry changes in place, and only what is asked for is computed."""
 
 import random
 from collections.abc import Callable
