@@ -624,7 +624,7 @@ def test_nuts_grows_the_trees_of_a_plain_recursive_sampler(case: TreeCase) -> No
             tree = plain_nuts(
                 log_density.log_density,
                 states[begin].position[chain],
-                rows[begin].momentum[chain],
+                rows[begin].momentum[chain].double(),
                 case.step_size,
                 case.max_depth,
                 uniforms[begin : end + 1, :, chain].tolist(),

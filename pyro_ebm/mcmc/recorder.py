@@ -66,12 +66,13 @@ class Recorder:
         return kept.expand(done.shape)
 
     def _store(self, kept: Tensor, slot: Tensor, values: Mapping[str, Tensor], finish: Mapping[str, _Finish]) -> None:
-        ticks, chains = kept.nonzero(as_tuple=True)
-        slots = slot[ticks, chains]
+        # One index instead of two: taking rows by it is several times faster.
+        (taken,) = kept.flatten().nonzero(as_tuple=True)
+        places = taken % kept.shape[1] * self.num_draws + slot.flatten().index_select(0, taken)
         for name, value in values.items():
-            rows = finish.get(name, _as_it_is)(value[ticks, chains])
+            rows = finish.get(name, _as_it_is)(value.flatten(0, 1).index_select(0, taken))
             buffer = self._buffer(name, rows.shape[1:], rows.dtype)
-            buffer[chains.to(buffer.device), slots.to(buffer.device)] = rows.to(buffer.device)
+            buffer.flatten(0, 1).index_copy_(0, places.to(buffer.device), rows.to(buffer.device))
 
     def _store_in_step(
         self, kept: Tensor, slot: Tensor, values: Mapping[str, Tensor], finish: Mapping[str, _Finish]

@@ -250,18 +250,21 @@ def depends(statements: Sequence[Statement], later: int, earlier: int) -> bool:
 
 
 def sort(statements: list[Statement]) -> None:
-    """Put statements, in place, in an order in which each comes after those that it must wait for."""
+    """Put statements, in place, in an order in which each comes after those that it must wait for.
+
+    Raises:
+        ValueError: if there is none.
+    """
     order: list[int] = []
     done: set[int] = set()
-    for number in range(len(statements)):
-        waiting = [number]
-        while waiting:
-            missing = (statements[waiting[-1]].after | statements[waiting[-1]].replaces) - done - {waiting[-1]}
-            if missing:
-                waiting += sorted(missing, reverse=True)
-            elif (last := waiting.pop()) not in done:
-                done.add(last)
-                order.append(last)
+    while len(order) < len(statements):
+        before = len(order)
+        for number, statement in enumerate(statements):
+            if number not in done and (statement.after | statement.replaces) - {number} <= done:
+                done.add(number)
+                order.append(number)
+        if len(order) == before:
+            raise ValueError("statements that wait for one another")
     renumber(statements, order)
 
 
