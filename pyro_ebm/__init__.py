@@ -18,8 +18,10 @@ from pyro_ebm._core.supports import spin
 from pyro_ebm.diagnostics.plots import plot_graph
 from pyro_ebm.distributions import EnergyDistribution, LinearChainCRF, Normalizer, Sampler, TreeCRF, factor
 from pyro_ebm.energies import (
+    AnchorEnergy,
     BilinearEnergy,
     Descent,
+    DifferenceEnergy,
     DistributionEnergy,
     DoubleWell,
     Energy,
@@ -76,6 +78,8 @@ from pyro_ebm.infer import (
 from pyro_ebm.models import ICAR, GaussianMRF, Ising, Potts, SpinGlass
 
 __all__ = [
+    "AnchorEnergy",
+    "DifferenceEnergy",
     "AdjustedMCLMC",
     "Approximation",
     "Barker",

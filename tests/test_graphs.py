@@ -287,7 +287,7 @@ def test_too_wide_says_so_before_it_allocates():
     g = FactorGraph()
     x = g.variable("x", num_states=2, shape=(64,))
     g.factor(energy(lambda v: v.sum(-1).float(), (64,), support=x.support), x)
-    with pytest.raises(TreewidthError, match=r"2 \*\* 64 states.*Wire it to elements"):
+    with pytest.raises(TreewidthError, match=r"1.84e\+19 states.*Wire it to elements"):
         g.log_partition()
 
 

@@ -12,7 +12,15 @@ from pyro_ebm.energies.densities import (
 from pyro_ebm.energies.energy import Energy, ScaledEnergy, SumEnergy
 from pyro_ebm.energies.from_distribution import DistributionEnergy
 from pyro_ebm.energies.function import FunctionEnergy, energy
-from pyro_ebm.energies.interactions import BilinearEnergy, FieldEnergy, IsingEnergy, PottsEnergy, SumToZeroEnergy
+from pyro_ebm.energies.interactions import (
+    AnchorEnergy,
+    BilinearEnergy,
+    DifferenceEnergy,
+    FieldEnergy,
+    IsingEnergy,
+    PottsEnergy,
+    SumToZeroEnergy,
+)
 from pyro_ebm.energies.minimize import Descent, minimize
 from pyro_ebm.energies.mixture import MixtureEnergy, mixture
 from pyro_ebm.energies.neural import NeuralEnergy
@@ -20,6 +28,8 @@ from pyro_ebm.energies.quadratic import QuadraticEnergy
 from pyro_ebm.energies.tabular import TableEnergy
 
 __all__ = [
+    "AnchorEnergy",
+    "DifferenceEnergy",
     "BilinearEnergy",
     "Descent",
     "DistributionEnergy",

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -31,7 +32,8 @@ class Energy(nn.Module, ABC):
 
     Args:
         event_shape: the shape of one event; for an energy over several variables, a list with a shape for each.
-        support: the set where each event lives, as torch's constraints; for several variables, one for all or a list.
+        support: the set where each event lives, as torch's constraints; for several variables, one for all or a list;
+            an empty list for an energy over none, a constant.
         batch_shape: the batch shape of the parameters.
 
     Attributes:
@@ -63,6 +65,9 @@ class Energy(nn.Module, ABC):
         batch_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        if not isinstance(support, Constraint) and not support:  # no variables: a constant
+            self.event_shapes, self.supports, self.batch_shape = (), (), Size(batch_shape)
+            return
         several = len(event_shape) > 0 and not all(isinstance(size, int) for size in event_shape)
         shapes = cast(Sequence[Sequence[int]], event_shape if several else [event_shape])
         self.event_shapes = tuple(Size(shape) for shape in shapes)
@@ -124,15 +129,19 @@ class Energy(nn.Module, ABC):
 
     def __add__(self, other: object) -> Energy:
         if isinstance(other, Energy):
-            return SumEnergy([self, other])
+            return other._plus(self)
         if isinstance(other, (int, float)) and other == 0:  # the start of the builtin sum
             return self
         return NotImplemented
 
     __radd__ = __add__
 
+    def _plus(self, other: Energy) -> Energy:
+        """The sum with an energy to the left of this one."""
+        return SumEnergy([other, self])
+
     def __sub__(self, other: object) -> Energy:
-        return SumEnergy([self, -other]) if isinstance(other, Energy) else NotImplemented
+        return self + -other if isinstance(other, Energy) else NotImplemented
 
     def __neg__(self) -> Energy:
         return ScaledEnergy(-1.0, self)
@@ -234,4 +243,13 @@ class ScaledEnergy(Energy):
 
     def forward(self, *values: Tensor) -> Tensor:
         """The scaled energy at `(*sample, *batch, *event)`, `(*sample, *batch)`."""
-        return cast(Tensor, self.weight * self.energy(*values))
+        return self.multiply(self.weight, self.energy(*values))
+
+    @staticmethod
+    def multiply(weight: float | Tensor, energy: Tensor) -> Tensor:
+        """The product, but that what is forbidden stays so at any weight that is not negative.
+
+        Infinity times zero is not a number, and the gradient of the weight would be infinite.
+        """
+        forbidden = (energy == torch.inf) & (torch.as_tensor(weight) >= 0)
+        return torch.where(forbidden, torch.inf, weight * energy.masked_fill(forbidden, 0))

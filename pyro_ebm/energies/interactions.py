@@ -64,6 +64,42 @@ class PottsEnergy(Energy):
         return -self.coupling * (a == b).to(self.coupling)
 
 
+class DifferenceEnergy(Energy):
+    """A spring between two real variables: `E(a, b) = ½ w (a - b)²`.
+
+    Args:
+        weight: w, `(*batch,)`; a `Parameter` is learned.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__([(), ()], batch_shape=weight.shape)
+        self._hold(weight=weight)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The energy at two values `(*sample, *batch)`."""
+        return 0.5 * self.weight * (a - b) ** 2
+
+
+class AnchorEnergy(Energy):
+    """A spring that ties a real variable to zero: `E(x) = ½ κ x²`.
+
+    Args:
+        weight: κ, `(*batch,)`; a `Parameter` is learned.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__((), batch_shape=weight.shape)
+        self._hold(weight=weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The energy at `(*sample, *batch)`."""
+        return 0.5 * self.weight * x**2
+
+
 class BilinearEnergy(Energy):
     """Every element of one vector coupled with every element of another: `E(v, h) = -vᵀ W h`.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ebm._core.errors import EnergyShapeError
+from pyro_ebm._core.log_space import logsumexp
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm._core.supports import join_supports
 from pyro_ebm._core.validation import validation_enabled
@@ -47,15 +48,12 @@ class MixtureEnergy(Energy):
             batch_shape=broadcast([weights.shape[:-1], *(e.batch_shape for e in energies)], "MixtureEnergy"),
         )
         self.components = nn.ModuleList(energies)
-        if isinstance(weights, nn.Parameter):
-            self.weights = weights
-        else:
-            self.register_buffer("weights", weights)
+        self._hold(weights=weights)
 
     def forward(self, *values: Tensor) -> Tensor:
         """The energy at `(*sample, *batch, *event)`, `(*sample, *batch)`."""
         negative = torch.stack(torch.broadcast_tensors(*[-e(*values) for e in self.components]), dim=-1)
-        return -torch.logsumexp(self.weights.log() + negative, dim=-1)
+        return -logsumexp(self.weights.log() + negative, dim=-1)
 
 
 def mixture(energies: Sequence[Energy], weights: Tensor | None = None) -> MixtureEnergy:

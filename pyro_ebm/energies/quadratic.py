@@ -61,6 +61,7 @@ class QuadraticEnergy(Energy):
     def forward(self, x: Tensor) -> Tensor:
         """The energy at `(*sample, *batch, d)`, `(*sample, *batch)`."""
         leading_shape(x, self.event_shapes[0], "QuadraticEnergy")
+        x = x.to(torch.promote_types(x.dtype, self.precision.dtype))  # of spins and labels as well
         if self.precision.dim() == 2:  # one matrix for all: a plain product, which is several times faster
             product = x @ self.precision
         else:

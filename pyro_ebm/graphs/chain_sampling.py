@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Size, Tensor
 
+from pyro_ebm._core.log_space import cumulative_weights, draw
 from pyro_ebm.graphs.chain import filtered
 from pyro_ebm.graphs.chain_potentials import chain_potentials
-from pyro_ebm.graphs.log_space import cumulative_weights, draw
 
 
 @torch.no_grad()

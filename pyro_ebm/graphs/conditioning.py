@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Size, Tensor
 
+from pyro_ebm._core.concrete import to_numpy
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.supports import strip_independent, with_event_dim
 from pyro_ebm._core.validation import validation_enabled
@@ -37,14 +39,20 @@ class Evidence:
         """The values side by side, `(*batch, numel)`."""
         return self.value.reshape(*self.value.shape[: self.value.dim() - len(self.variable.shape)], -1)
 
+    @property
+    def batch_shape(self) -> Size:
+        """The batch shape of the values."""
+        return Size(self.flat.shape[:-1])
+
     def complete(self, free: Tensor | None) -> Tensor:
         """The whole array, `(*lead, *shape)`, from values of the free elements, `(*lead, n)`."""
         if free is None:
             return self.value
         lead = torch.broadcast_shapes(free.shape[:-1], self.flat.shape[:-1])
         index = self.free.expand(*lead, -1)
-        merged = self.flat.expand(*lead, -1).scatter(-1, index, free.expand(*lead, -1).to(self.value.dtype))
-        return merged.reshape(*lead, *self.variable.shape)
+        dtype = torch.promote_types(free.dtype, self.value.dtype)
+        merged = self.flat.to(dtype).expand(*lead, -1).scatter(-1, index, free.expand(*lead, -1).to(dtype))
+        return merged.reshape((*lead, *self.variable.shape))
 
 
 def read_evidence(variable: Variable, given: Tensor | tuple[Tensor, Tensor]) -> Evidence:
@@ -74,7 +82,9 @@ def read_evidence(variable: Variable, given: Tensor | tuple[Tensor, Tensor]) -> 
     if variable.num_states is not None:
         known = torch.where(mask, value, variable.values(torch.zeros_like(value, dtype=torch.long)).to(value.dtype))
         value = variable.values(variable.states(known), value.dtype if value.is_floating_point() else None)
-    elif validation_enabled() and not bool(_inside(variable, value, mask).all()):
+    elif not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
+    if variable.num_states is None and validation_enabled() and not bool(_inside(variable, value, mask).all()):
         raise GraphError(f"{what}: got values outside of its support {variable.support}, expected them in it.")
     return Evidence(variable, value, torch.nonzero(~mask.flatten()).squeeze(-1))
 
@@ -126,28 +136,32 @@ def _conditioned(factor: Factor, evidence: Mapping[str, Evidence]) -> list[Facto
     """A group of factors, split by which of their elements are known."""
     names = {c: n for a in factor.arguments for c, n in zip(a.columns, a.names, strict=False)}
     places = {name: _places(each) for name, each in evidence.items()}
-    columns = factor.index.shape[1]
-    known = torch.zeros(factor.index.shape, dtype=torch.bool)
+    index = to_numpy(factor.index)
+    known = np.zeros(index.shape, dtype=bool)
     for column, name in names.items():
         if name in evidence:
-            known[:, column] = places[name][factor.index[:, column]] < 0
-    code = (known * 2 ** torch.arange(columns)).sum(-1)
+            known[:, column] = to_numpy(places[name])[index[:, column]] < 0
+    patterns, number = np.unique(known, axis=0, return_inverse=True)
     parts = []
-    for pattern in code.unique().tolist():
-        rows = torch.nonzero(code == pattern).squeeze(-1)
+    for each, pattern in enumerate(patterns.tolist()):
+        rows = torch.from_numpy(np.flatnonzero(number.reshape(-1) == each))
         parts.append(restricted(factor, rows, pattern, evidence, places))
     return parts
 
 
 def restricted(
-    factor: Factor, rows: Tensor, pattern: int, evidence: Mapping[str, Evidence], places: Mapping[str, Tensor]
+    factor: Factor,
+    rows: Tensor,
+    pattern: Sequence[bool],
+    evidence: Mapping[str, Evidence],
+    places: Mapping[str, Tensor],
 ) -> Factor:
     """Some factors of a group, with some of their elements known.
 
     Args:
         factor: the group.
         rows: which of its factors, `(R,)`.
-        pattern: which columns of elements are known: a bit for each.
+        pattern: which columns of elements are known.
         evidence: by variable.
         places: by variable, the new numbers of elements, `(numel,)`.
     """
@@ -166,7 +180,7 @@ def restricted(
         values: list[Tensor | None] = []
         for name, column in zip(argument.names, argument.columns, strict=True):
             index = factor.index[rows, column]
-            if pattern >> column & 1:
+            if pattern[column]:
                 values.append(evidence[name].flat[..., index])
                 continue
             values.append(None)

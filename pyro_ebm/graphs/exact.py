@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 from torch import Generator, Size, Tensor
 
+from pyro_ebm._core.dtypes import floating_dtype
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs import elimination
 from pyro_ebm.graphs.factor import Factor
@@ -79,19 +81,23 @@ class ExactParts:
 
     Attributes:
         tables: the discrete part.
-        gaussian: the Gaussian part; nothing where there is none.
+        gaussian: the Gaussian part, in double precision; nothing where there is none.
         real: its variables.
+        dtype: that of its answers.
+        batch_shape: the graph's batch shape, which those of the parts broadcast to.
     """
 
     tables: LogTables
     gaussian: BandedGaussian | None
     real: tuple[Variable, ...]
+    dtype: torch.dtype
+    batch_shape: Size
 
     def log_partition(self) -> Tensor:
         """See `FactorGraph.log_partition`."""
         forest = forest_tables(self.tables)
         discrete = elimination.log_partition(self.tables) if forest is None else forest.log_partition()
-        return discrete if self.gaussian is None else discrete + self.gaussian.log_partition()
+        return discrete if self.gaussian is None else discrete + self.gaussian.log_partition().to(self.dtype)
 
     def marginals(self) -> Marginals:
         """See `FactorGraph.marginals`."""
@@ -118,22 +124,23 @@ class ExactParts:
                 states = forest.sample(sample_shape, generator)
             drawn = values_of(self.tables, states)
             if self.gaussian is not None:
-                drawn.update(self._split(self.gaussian.sample(sample_shape, generator)))
+                drawn.update(self._split(self.gaussian.sample(sample_shape, self.batch_shape, generator)))
         return drawn
 
     def entropy(self) -> Tensor:
         """See `FactorGraph.entropy`."""
         forest = forest_tables(self.tables)
         discrete = elimination.entropy(self.tables) if forest is None else forest.entropy()
-        return discrete if self.gaussian is None else discrete + self.gaussian.entropy()
+        return discrete if self.gaussian is None else discrete + self.gaussian.entropy().to(self.dtype)
 
     def _split(self, elements: Tensor) -> dict[str, Tensor]:
-        parts = elements.split([variable.numel for variable in self.real], dim=-1)
+        lead = torch.broadcast_shapes(elements.shape[:-1], self.batch_shape)
+        parts = elements.to(self.dtype).expand(*lead, -1).split([variable.numel for variable in self.real], dim=-1)
         return {v.name: part.reshape((*part.shape[:-1], *v.shape)) for v, part in zip(self.real, parts, strict=True)}
 
 
-def exact_parts(variables: Mapping[str, Variable], factors: Iterable[Factor]) -> ExactParts:
-    """Take a graph apart.
+def exact_parts(variables: Mapping[str, Variable], factors: Iterable[Factor], batch_shape: Size) -> ExactParts:
+    """Take a graph with this batch shape apart.
 
     Raises:
         GraphError: if some variables are neither discrete nor real, or a factor joins the two kinds.
@@ -151,7 +158,9 @@ def exact_parts(variables: Mapping[str, Variable], factors: Iterable[Factor]) ->
             )
         parts[kinds == {True}].append(factor)
     gaussian = banded_gaussian(real, parts[True]) if real else None
-    return ExactParts(log_tables(discrete, parts[False]), gaussian, tuple(real.values()))
+    dtypes = [floating_dtype(factor.energy) for factor in parts[True]] or [torch.get_default_dtype()]
+    tables = replace(log_tables(discrete, parts[False]), batch_shape=batch_shape)
+    return ExactParts(tables, gaussian, tuple(real.values()), reduce(torch.promote_types, dtypes), batch_shape)
 
 
 def values_of(tables: LogTables, states: Tensor) -> dict[str, Tensor]:

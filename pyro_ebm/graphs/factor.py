@@ -172,6 +172,13 @@ def wire(energy: Energy, given: Sequence[Variable | Elements]) -> Factor:
         )
     index = torch.stack([c.expand(count) for c in columns], -1) if columns else torch.empty(1, 0, dtype=torch.long)
     names = [name for argument in arguments if not argument.whole for name in argument.names]
+    whole = [argument.names[0] for argument in arguments if argument.whole]
+    again = next((name for number, name in enumerate(whole) if name in names or name in whole[:number]), None)
+    if again is not None:
+        raise GraphError(
+            f'{what}: got "{again}" as a whole, and again, expected each variable once. Use an energy over fewer '
+            "variables: a QuadraticEnergy for the bilinear form of a variable with itself."
+        )
     for one, other in combinations(range(len(columns)), 2):
         same = index[:, one] == index[:, other]
         if names[one] == names[other] and bool(same.any()):
@@ -183,7 +190,7 @@ def wire(energy: Energy, given: Sequence[Variable | Elements]) -> Factor:
     if columns and energy.batch_shape[-1:] not in (Size(), Size([1]), Size([count])):
         raise GraphError(
             f"{what}: got an energy with batch shape {tuple(energy.batch_shape)} for {count} scopes, expected "
-            f"(*batch, {count}), or (*batch, 1) or () for one that all scopes share."
+            f"{f'(*batch, {count}), ' if count > 1 else ''}(*batch, 1) or () for one that all scopes share."
         )
     return Factor(energy, arguments, index)
 

@@ -25,7 +25,9 @@ from torch import Generator, Size, Tensor
 from pyro_ebm._core.concrete import to_numpy
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm._core.validation import validation_enabled
+from pyro_ebm.energies import DistributionEnergy
 from pyro_ebm.graphs.factor import Factor
+from pyro_ebm.graphs.localize import localized
 from pyro_ebm.graphs.quadratic_forms import quadratic_form
 from pyro_ebm.graphs.variable import Variable
 
@@ -64,9 +66,9 @@ class BandedGaussian:
         """The mean, which is the mode, `(*batch, N)`."""
         return self._in_place(self._solve_upper(self._solve_lower(self.linear)))
 
-    def sample(self, sample_shape: Size, generator: Generator | None = None) -> Tensor:
-        """Exact draws, `(*sample, *batch, N)`."""
-        shape = (*sample_shape, *self.linear.shape)
+    def sample(self, sample_shape: Size, batch_shape: Size, generator: Generator | None = None) -> Tensor:
+        """Exact draws for a batch that this one broadcasts to, `(*sample, *batch, N)`."""
+        shape = (*sample_shape, *batch_shape, *self.linear.shape[-2:])
         noise = torch.randn(shape, dtype=self.linear.dtype, device=self.linear.device, generator=generator)
         return self.mean() + self._in_place(self._solve_upper(noise))
 
@@ -126,9 +128,10 @@ def banded_gaussian(variables: Mapping[str, Variable], factors: Iterable[Factor]
     for name, variable in variables.items():
         offsets[name] = count
         count += variable.numel
-    forms = [quadratic_form(factor, variables, offsets) for factor in factors]
+    apart = [each for factor in factors for each in _apart(factor, variables)]
+    forms = [quadratic_form(factor, variables, offsets) for factor in apart]
     batch = broadcast([Size(form.constant.shape) for form in forms], "FactorGraph")
-    like = forms[0].constant if forms else torch.empty(())
+    like = forms[0].constant if forms else torch.empty((), dtype=torch.float64)
     width, order = _layout(count, tuple((form.elements.shape, to_numpy(form.elements).tobytes()) for form in forms))
     place = torch.empty(count, dtype=torch.long)
     place[torch.from_numpy(order)] = torch.arange(count)
@@ -155,6 +158,11 @@ def banded_gaussian(variables: Mapping[str, Variable], factors: Iterable[Factor]
     )
 
 
+def _apart(factor: Factor, variables: Mapping[str, Variable]) -> list[Factor]:
+    """Independent normals over a whole variable by element: as one factor they would be dense."""
+    return localized(factor, variables) if isinstance(factor.energy, DistributionEnergy) else [factor]
+
+
 def _entry(row: Tensor, column: Tensor, width: int) -> Tensor:
     """The number of an entry of diagonal blocks that lie one after another."""
     return (row // width) * width * width + (row % width) * width + column % width
@@ -175,6 +183,8 @@ def _layout(count: int, packed: tuple[tuple[tuple[int, int], bytes], ...]) -> tu
     graph = nx.Graph()
     graph.add_nodes_from(range(count))
     edges = []
+    if any(2 * shape[1] > count for shape, _ in packed):  # dense, whatever the order
+        return max(count, 1), np.arange(count)
     for shape, data in packed:
         scopes = np.frombuffer(data, dtype=np.int64).reshape(shape)
         for first in range(shape[1]):

@@ -14,11 +14,12 @@ from torch.distributions.constraints import Constraint
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.shapes import broadcast, leading_shape
 from pyro_ebm._core.supports import with_event_dim
-from pyro_ebm.energies import Energy, ScaledEnergy
+from pyro_ebm.energies import Energy
 from pyro_ebm.graphs.conditioning import Evidence, conditioned, read_evidence, reduced_variable
 from pyro_ebm.graphs.exact import ExactParts, Marginals, exact_parts
 from pyro_ebm.graphs.factor import Factor, wire
 from pyro_ebm.graphs.networks import edge_index, to_networkx
+from pyro_ebm.graphs.scaled import scaled
 from pyro_ebm.graphs.subgraphs import factors_within, kept_elements, markov_blanket
 from pyro_ebm.graphs.tables import LogTables, log_tables
 from pyro_ebm.graphs.variable import Elements, Variable
@@ -45,8 +46,7 @@ class FactorGraph(Energy):
     factors: nn.ModuleList
 
     def __init__(self) -> None:
-        super().__init__([])
-        self.event_shapes, self.supports = (), ()
+        super().__init__((), support=())
         self.variables: dict[str, Variable] = {}
         self.factors = nn.ModuleList()
         self._evidence: tuple[dict[str, Evidence], ...] = ()
@@ -181,7 +181,7 @@ class FactorGraph(Energy):
         return log_tables(self.variables, self._groups)
 
     def _exact(self) -> ExactParts:
-        return exact_parts(self.variables, self._groups)
+        return exact_parts(self.variables, self._groups, self.batch_shape)
 
     def log_partition(self) -> Tensor:
         """Log Z in nats, `(*batch,)`, differentiable, twice as well.
@@ -236,6 +236,7 @@ class FactorGraph(Energy):
         known = {name: read_evidence(self[name], given) for name, given in {**(evidence or {}), **named}.items()}
         left = FactorGraph()
         left._evidence = (*self._evidence, known)
+        left.batch_shape = broadcast([each.batch_shape for each in known.values()], "FactorGraph.condition")
         for name, variable in self.variables.items():
             each = known.get(name)
             if each is None:
@@ -248,10 +249,20 @@ class FactorGraph(Energy):
 
     def complete(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of a conditioned graph, `(*lead, *shape)` by variable, with the evidence put back in its place."""
+        shapes = {name: variable.shape for name, variable in self.variables.items()}
         whole = dict(values)
         for known in reversed(self._evidence):
-            whole.update({name: each.complete(whole.get(name)) for name, each in known.items()})
-        return whole
+            for name, each in known.items():
+                if len(each.free) and name not in whole:
+                    raise GraphError(
+                        f'FactorGraph.complete: got values for {list(whole)}, expected some for "{name}" as well: not '
+                        "all of it is known."
+                    )
+                whole[name] = each.complete(whole.get(name))
+                shapes[name] = each.variable.shape
+        leads = [Size(value.shape[: value.dim() - len(shapes[name])]) for name, value in whole.items()]
+        lead = broadcast(leads, "FactorGraph.complete")
+        return {name: value.expand((*lead, *shapes[name])) for name, value in whole.items()}
 
     def subgraph(self, *names: str, **masks: Tensor) -> FactorGraph:
         """The graph over some variables, with the factors that are over these alone.
@@ -330,23 +341,22 @@ class FactorGraph(Energy):
         """Join with another graph on the names of variables, or add an energy over these variables as a factor."""
         if isinstance(other, FactorGraph):
             return join([self, other])
-        if isinstance(other, Energy):
-            joined = join([self])
-            joined.factor(other, *joined.variables.values())
-            return joined
-        return super().__add__(other)
+        return self._plus(other) if isinstance(other, Energy) else super().__add__(other)
+
+    def _plus(self, other: Energy) -> Energy:
+        joined = join([self])
+        joined.factor(other, *joined.variables.values())
+        return joined
 
     def __mul__(self, weight: object) -> Energy:
         """Every factor at inverse temperature `weight`, a number or `(*batch,)`."""
         if not isinstance(weight, (int, float, Tensor)):
             return NotImplemented
-        scaled = join([self])
-        scaled.factors = nn.ModuleList()
-        for factor in self.factors:
-            each = cast(Factor, factor)
-            own = weight.unsqueeze(-1) if isinstance(weight, Tensor) and each.grouped and weight.dim() else weight
-            scaled._add_factor(Factor(ScaledEnergy(own, each.energy), each.arguments, each.index))
-        return scaled
+        multiple = join([self])
+        multiple.factors = nn.ModuleList()
+        for factor in self._groups:
+            multiple._add_factor(scaled(weight, factor))
+        return multiple
 
     __rmul__ = __mul__
 
@@ -359,17 +369,27 @@ def join(graphs: Sequence[FactorGraph]) -> FactorGraph:
     """The sum of graphs, which share the variables that have the same name; factors are shared, not copied.
 
     Raises:
-        GraphError: if variables of one name differ.
+        GraphError: if variables of one name differ, or what is known of one.
     """
     joined = FactorGraph()
     for graph in graphs:
-        joined._evidence += graph._evidence
+        joined._evidence += tuple(known for known in graph._evidence if not any(known is e for e in joined._evidence))
+        joined.batch_shape = broadcast([joined.batch_shape, graph.batch_shape], "FactorGraph")
         for name, variable in graph.variables.items():
             present = joined.variables.get(name)
             if present is None:
                 joined._add_variable(variable)
             elif not present.same_as(variable):
                 raise GraphError(f"FactorGraph: got {present!r} and {variable!r}, expected the same under one name.")
-        for factor in graph.factors:
-            joined._add_factor(cast(Factor, factor))
+        for factor in graph._groups:
+            joined._add_factor(factor)
+    for name in {name for known in joined._evidence for name in known}:
+        told = sum(name in known for known in joined._evidence)
+        for graph in graphs:
+            about = sum(name in known for known in graph._evidence)
+            if about != told and (about or name in graph.variables):
+                raise GraphError(
+                    f'FactorGraph: got graphs that know different things of "{name}", expected the same evidence for '
+                    "it. Join them first, and condition the joint graph."
+                )
     return joined

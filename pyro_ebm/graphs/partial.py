@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_ebm._core.dtypes import floating_dtype
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm._core.supports import strip_independent
 from pyro_ebm.energies import BilinearEnergy, Energy
@@ -67,9 +67,7 @@ class PartialEnergy(Energy):
                 shapes.append(each.free_elements.shape)
                 supports.append(strip_independent(support))
         batch_shape = broadcast(batches, "PartialEnergy")
-        super().__init__(shapes or (), support=supports or constraints.real, batch_shape=batch_shape)
-        if not shapes:  # a constant
-            self.event_shapes, self.supports = (), ()
+        super().__init__(shapes, support=supports, batch_shape=batch_shape)
         # Without free elements nothing tells the group's factors apart any more: they are added up here.
         self._adds_up = grouped and not any(value is None for each in given if not each.whole for value in each.values)
         if self._adds_up:
@@ -79,6 +77,8 @@ class PartialEnergy(Energy):
         self.register_buffer("_rows", rows, persistent=False)
         for number, each in enumerate(given):
             for column, value in enumerate(each.values):
+                if value is not None and value.is_floating_point():
+                    value = value.to(torch.promote_types(value.dtype, floating_dtype(energy)))
                 self.register_buffer(f"_value_{number}_{column}", value, persistent=False)
 
     def forward(self, *values: Tensor) -> Tensor:
@@ -117,8 +117,9 @@ class PartialEnergy(Energy):
         flat = value.flatten(value.dim() - dims) if dims else value.unsqueeze(-1)
         shape = broadcast([Size(part.shape[:-1]), Size(flat.shape[:-1])], "PartialEnergy")
         index = given.free_elements.expand(*shape, -1)
-        merged = flat.expand(*shape, -1).scatter(-1, index, part.to(flat.dtype).expand(*shape, -1))
-        return merged.reshape(*shape, *value.shape[value.dim() - dims :])
+        dtype = torch.promote_types(part.dtype, flat.dtype)
+        merged = flat.to(dtype).expand(*shape, -1).scatter(-1, index, part.to(dtype).expand(*shape, -1))
+        return merged.reshape((*shape, *value.shape[value.dim() - dims :]))
 
 
 class FieldOfOther(Energy):

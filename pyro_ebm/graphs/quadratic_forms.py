@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import torch
@@ -13,7 +14,9 @@ from torch.distributions import Independent, MultivariateNormal, Normal, constra
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.supports import same_support, strip_independent
 from pyro_ebm.energies import (
+    AnchorEnergy,
     BilinearEnergy,
+    DifferenceEnergy,
     DistributionEnergy,
     Energy,
     FieldEnergy,
@@ -25,9 +28,19 @@ from pyro_ebm.energies import (
 )
 from pyro_ebm.graphs.factor import Factor
 from pyro_ebm.graphs.partial import FieldOfOther, PartialEnergy
+from pyro_ebm.graphs.scaled import GroupScaledEnergy
 from pyro_ebm.graphs.variable import Variable
 
-_QUADRATIC = (QuadraticEnergy, FieldEnergy, IsingEnergy, BilinearEnergy, FieldOfOther, SumToZeroEnergy)
+_QUADRATIC = (
+    QuadraticEnergy,
+    AnchorEnergy,
+    DifferenceEnergy,
+    FieldEnergy,
+    IsingEnergy,
+    BilinearEnergy,
+    FieldOfOther,
+    SumToZeroEnergy,
+)
 
 
 def is_gaussian(variable: Variable) -> bool:
@@ -37,7 +50,7 @@ def is_gaussian(variable: Variable) -> bool:
 
 def is_quadratic(energy: Energy) -> bool:
     """Whether an energy is known to be quadratic in its variables."""
-    if isinstance(energy, (ScaledEnergy, PartialEnergy)):
+    if isinstance(energy, (ScaledEnergy, GroupScaledEnergy, PartialEnergy)):
         return is_quadratic(energy.energy)
     if isinstance(energy, SumEnergy):
         return all(is_quadratic(cast(Energy, term)) for term in energy.terms)
@@ -51,7 +64,10 @@ def is_quadratic(energy: Energy) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class QuadraticForm:
-    """Factors `½ xᵀ Λ x - bᵀ x + c` over `elements (F, r)`: `(*batch, F, r, r)`, `(*batch, F, r)`, and c summed."""
+    """Factors `½ xᵀ Λ x - bᵀ x + c` over `elements (F, r)`: `(*batch, F, r, r)`, `(*batch, F, r)`, and c summed.
+
+    In double precision, for they are differences of energies, which may be large.
+    """
 
     elements: Tensor
     precision: Tensor
@@ -81,7 +97,7 @@ def quadratic_form(factor: Factor, variables: Mapping[str, Variable], offsets: M
             widths.append(len(argument.columns))
     elements = torch.cat(columns, -1) if columns else torch.empty(1, 0, dtype=torch.long)
     if isinstance(energy, (QuadraticEnergy, SumToZeroEnergy)):
-        precision, linear = (energy.precision + energy.precision.mT) / 2, energy.linear
+        precision, linear = ((energy.precision + energy.precision.mT) / 2).double(), energy.linear.double()
         if not factor.grouped or not energy.batch_shape:
             precision, linear = precision.unsqueeze(-3), linear.unsqueeze(-2)
         size = elements.shape[1]
@@ -89,13 +105,15 @@ def quadratic_form(factor: Factor, variables: Mapping[str, Variable], offsets: M
         linear = linear.expand(*linear.shape[:-2], factor.num_factors, size)
         batch = torch.broadcast_shapes(precision.shape[:-3], linear.shape[:-2])
         return QuadraticForm(elements, precision, linear, linear.new_zeros(batch))
-    points = _points(elements.shape[1], factor)
+    points = _points(elements.shape[1])
     values, start = [], 0
     for width, event in zip(widths, energy.event_shapes, strict=True):
         lead = [len(points)] + [1] * len(energy.batch_shape)
         values.append(points[:, start : start + width].reshape(*lead, *event))
         start += width
-    at = energy(*values)
+    named = chain(energy.named_parameters(), energy.named_buffers())
+    exact = {name: tensor.double() for name, tensor in named if tensor.is_floating_point()}
+    at = torch.func.functional_call(energy, exact, tuple(values))
     if factor.grouped:
         at = at.expand(*at.shape[:-1], factor.num_factors) if energy.batch_shape else at.unsqueeze(-1)
         at = at.expand(*at.shape[:-1], factor.num_factors)
@@ -104,10 +122,9 @@ def quadratic_form(factor: Factor, variables: Mapping[str, Variable], offsets: M
     return _coefficients(at, elements)
 
 
-def _points(size: int, factor: Factor) -> Tensor:
+def _points(size: int) -> Tensor:
     """Zero, the unit vectors, their negatives, and the sums of two: `(points, r)`."""
-    dtypes = [t.dtype for t in factor.energy.state_dict().values() if t.is_floating_point()]
-    unit = torch.eye(size, dtype=dtypes[0] if dtypes else torch.get_default_dtype())
+    unit = torch.eye(size, dtype=torch.float64)
     first, second = torch.triu_indices(size, size, 1)
     return torch.cat([unit.new_zeros(1, size), unit, -unit, unit[first] + unit[second]])
 

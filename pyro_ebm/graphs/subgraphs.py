@@ -49,7 +49,7 @@ def factors_within(factors: Iterable[Factor], kept: Mapping[str, Tensor]) -> lis
                 inside &= kept[name][factor.index[:, column]]
         if bool(inside.any()):
             rows = torch.nonzero(inside).squeeze(-1)
-            result.append(restricted(factor, rows, 0, {}, places))
+            result.append(restricted(factor, rows, [False] * factor.index.shape[1], {}, places))
     return result
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Size, Tensor
 
 from pyro_ebm._core.concrete import concrete
+from pyro_ebm._core.dtypes import floating_dtype
 from pyro_ebm._core.errors import GraphError, TreewidthError
 from pyro_ebm._core.shapes import broadcast
-from pyro_ebm._core.supports import enumerable_states, enumerate_states
+from pyro_ebm._core.supports import MAX_ENUMERATED_STATES
 from pyro_ebm.energies import Energy, TableEnergy
 from pyro_ebm.graphs.factor import Argument, Factor
 from pyro_ebm.graphs.localize import localized
@@ -127,7 +128,7 @@ def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor
         given = energy.table
         return -(given if energy.batch_shape else given.unsqueeze(0))
     # Of the energy's own dtype: a number of higher precision would not raise that of the states it is multiplied by.
-    dtype = next((t.dtype for t in energy.state_dict().values() if t.is_floating_point()), torch.get_default_dtype())
+    dtype = floating_dtype(energy)
     sizes: list[tuple[int, ...]] = []
     states: list[Tensor] = []
     for argument in factor.arguments:
@@ -158,15 +159,18 @@ def _states_of(
         return variable.values(torch.arange(count), dtype), (count,)
     names = argument.names
     members = [variables[name] for name in names]
-    count = members[0].num_states or 0
-    numel = members[0].numel if argument.whole else len(names)
-    shape = members[0].shape if argument.whole else Size([numel])
-    if enumerable_states(members[0].support, shape) is None:
+    if argument.whole:
+        members = members * members[0].numel
+    sizes = tuple(member.num_states or 0 for member in members)
+    if math.prod(sizes) > MAX_ENUMERATED_STATES:
         raise TreewidthError(
-            f"FactorGraph: a factor {type(energy).__name__} over the whole of {list(names)} has {count} ** {numel} "
-            f"states ({numel * math.log2(count):.0f} bits), too many for a table. Wire it to elements (x[...]) if it "
-            "is a sum over them, or sample the graph."
+            f"FactorGraph: a factor {type(energy).__name__} over the whole of {list(names)} has "
+            f"{math.prod(sizes):.3g} states, too many for a table. Wire it to elements (x[...]) if it is a sum over "
+            "them, or sample the graph."
         )
-    states = enumerate_states(members[0].support, shape, torch.get_default_dtype(), torch.device("cpu"))
-    values = members[0].values(members[0].states(states.long()), dtype)
-    return values.reshape(len(values), *shape), (count,) * numel
+    each = [member.values(torch.arange(size)).to(dtype) for member, size in zip(members, sizes, strict=True)]
+    joint = torch.cartesian_prod(*each).reshape(-1, len(members))
+    if all(value.dtype == torch.long for value in (member.values(torch.arange(1)) for member in members)):
+        joint = joint.long()  # labels
+    shape = variables[names[0]].shape if argument.whole else Size([len(members)])
+    return joint.reshape(-1, *shape), sizes

@@ -18,9 +18,9 @@ import torch
 from torch import Size, Tensor
 
 from pyro_ebm._core.errors import EnergyShapeError
+from pyro_ebm._core.log_space import below_max, logsumexp
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm.graphs.forest import Forest, Level
-from pyro_ebm.graphs.log_space import below_max, logsumexp
 from pyro_ebm.graphs.lookup import lookup
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Size, Tensor
 
+from pyro_ebm._core.log_space import cumulative_weights, draw
 from pyro_ebm.graphs.forest import Forest
-from pyro_ebm.graphs.log_space import cumulative_weights, draw
 from pyro_ebm.graphs.tree import tree_potentials, upward_messages
 
 

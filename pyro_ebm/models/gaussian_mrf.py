@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ebm.energies import QuadraticEnergy
+from pyro_ebm._core.dtypes import as_floating
+from pyro_ebm.energies import AnchorEnergy, DifferenceEnergy, FieldEnergy
 from pyro_ebm.graphs import FactorGraph, Sites, sites_and_edges
 
 
@@ -44,7 +45,7 @@ class GaussianMRF(FactorGraph):
         shape, edges = sites_and_edges(sites, periodic=periodic)
         x = self.variable(name, support=constraints.real, shape=shape)
         if len(edges):
-            pull = torch.as_tensor(coupling)[..., None, None] * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-            self.factor(QuadraticEnergy(pull), x[edges])
-        own = torch.as_tensor(anchor)[..., None, None]
-        self.factor(QuadraticEnergy(own, torch.as_tensor(linear).to(own)[..., None]), x[torch.arange(x.numel)])
+            self.factor(DifferenceEnergy(as_floating(coupling)), x[edges])
+        self.factor(AnchorEnergy(as_floating(anchor)), x[torch.arange(x.numel)])
+        if isinstance(linear, Tensor) or linear != 0:
+            self.factor(FieldEnergy(as_floating(linear)), x[torch.arange(x.numel)])

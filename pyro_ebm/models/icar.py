@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ebm.energies import QuadraticEnergy, SumToZeroEnergy
+from pyro_ebm.energies import DifferenceEnergy, SumToZeroEnergy
 from pyro_ebm.graphs import FactorGraph, Sites, connected_parts, sites_and_edges
 
 # In units of the number of sites: what binds the mean to zero, and no more.
@@ -33,7 +33,7 @@ class ICAR(FactorGraph):
         shape, edges = sites_and_edges(sites)
         x = self.variable(name, support=constraints.real, shape=shape)
         if len(edges):
-            self.factor(QuadraticEnergy(torch.tensor([[1.0, -1.0], [-1.0, 1.0]])), x[edges])
+            self.factor(DifferenceEnergy(torch.tensor(1.0)), x[edges])
         for part in connected_parts(x.numel, edges):
             tight = torch.tensor(_TIGHTNESS * len(part))
             self.factor(SumToZeroEnergy(len(part), tight), x[part.unsqueeze(0)])

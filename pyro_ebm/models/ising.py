@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pyro_ebm._core.dtypes import as_floating
 from pyro_ebm._core.supports import spin
 from pyro_ebm.energies import FieldEnergy, IsingEnergy
 from pyro_ebm.graphs import FactorGraph, Sites, sites_and_edges
@@ -41,6 +42,6 @@ class Ising(FactorGraph):
         shape, edges = sites_and_edges(sites, periodic=periodic)
         x = self.variable(name, support=spin, shape=shape)
         if len(edges):
-            self.factor(IsingEnergy(torch.as_tensor(coupling)), x[edges])
+            self.factor(IsingEnergy(as_floating(coupling)), x[edges])
         if field is not None:
-            self.factor(FieldEnergy(torch.as_tensor(field)), x[torch.arange(x.numel)])
+            self.factor(FieldEnergy(as_floating(field)), x[torch.arange(x.numel)])

@@ -1,8 +1,9 @@
 """The Potts model."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_ebm._core.dtypes import as_floating
 from pyro_ebm.energies import PottsEnergy, TableEnergy
 from pyro_ebm.graphs import FactorGraph, Sites, sites_and_edges
 
@@ -41,6 +42,9 @@ class Potts(FactorGraph):
         shape, edges = sites_and_edges(sites, periodic=periodic)
         x = self.variable(name, num_states=num_states, shape=shape)
         if len(edges):
-            self.factor(PottsEnergy(torch.as_tensor(coupling)), x[edges])
+            self.factor(PottsEnergy(as_floating(coupling)), x[edges])
         if field is not None:
-            self.factor(TableEnergy(-field, 1), x[torch.arange(x.numel)])
+            # A Parameter stays one: its negative would not be.
+            learned = isinstance(field, nn.Parameter)
+            energy = -TableEnergy(field, 1) if learned else TableEnergy(-field, 1)
+            self.factor(energy, x[torch.arange(x.numel)])

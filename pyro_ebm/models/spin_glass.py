@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from pyro_ebm._core.dtypes import as_floating
 from pyro_ebm._core.supports import spin
 from pyro_ebm.energies import FieldEnergy, IsingEnergy
 from pyro_ebm.graphs import FactorGraph, Sites, sites_and_edges
@@ -60,4 +61,4 @@ class SpinGlass(FactorGraph):
         if len(edges):
             self.factor(IsingEnergy(beta * self.coupling), x[edges])
         if field is not None:
-            self.factor(FieldEnergy(beta * torch.as_tensor(field)), x[torch.arange(x.numel)])
+            self.factor(FieldEnergy(beta * as_floating(field)), x[torch.arange(x.numel)])
