@@ -113,7 +113,8 @@ class Variable:
                 "integers (F, r): F scopes of r elements by number, in row-major order, neither of them zero."
             )
         index = index.long()
-        low, high = int(index.min()), int(index.max())
+        numbers = index.flatten().tolist()  # which reads numbers under vmap, grad and make_fx too
+        low, high = min(numbers), max(numbers)
         if low < 0 or high >= self.numel:
             raise GraphError(
                 f'variable "{self.name}": got element {low if low < 0 else high} in an index, expected numbers from 0 '
