@@ -14,7 +14,7 @@ from pyro_ebm._core.errors import (
     UnnormalizedObservationError,
 )
 from pyro_ebm._core.supports import spin
-from pyro_ebm.distributions import EnergyDistribution, Normalizer, Sampler, factor
+from pyro_ebm.distributions import EnergyDistribution, LinearChainCRF, Normalizer, Sampler, TreeCRF, factor
 from pyro_ebm.energies import (
     BilinearEnergy,
     Descent,
@@ -35,6 +35,7 @@ from pyro_ebm.energies import (
     Rosenbrock,
     ScaledEnergy,
     SumEnergy,
+    SumToZeroEnergy,
     TableEnergy,
     correlated_gaussian,
     energy,
@@ -59,6 +60,7 @@ from pyro_ebm.infer import (
     init_to_pathfinder,
     to_arviz,
 )
+from pyro_ebm.models import ICAR, GaussianMRF, Ising, Potts, SpinGlass
 
 __all__ = [
     "AdjustedMCLMC",
@@ -78,12 +80,16 @@ __all__ = [
     "FieldEnergy",
     "FunctionEnergy",
     "Funnel",
+    "GaussianMRF",
     "GaussianMixture",
     "GraphError",
     "HMC",
+    "ICAR",
     "InitializationError",
+    "Ising",
     "IsingEnergy",
     "Langevin",
+    "LinearChainCRF",
     "MALA",
     "MCLMC",
     "MCMC",
@@ -92,6 +98,7 @@ __all__ = [
     "NUTS",
     "NeuralEnergy",
     "Normalizer",
+    "Potts",
     "PottsEnergy",
     "QuadraticEnergy",
     "RandomWalk",
@@ -102,8 +109,11 @@ __all__ = [
     "Sampler",
     "SamplingWarning",
     "ScaledEnergy",
+    "SpinGlass",
     "SumEnergy",
+    "SumToZeroEnergy",
     "TableEnergy",
+    "TreeCRF",
     "TreewidthError",
     "UnderdampedLangevin",
     "UnnormalizedError",

@@ -2,5 +2,16 @@
 
 from pyro_ebm.distributions.energy_distribution import EnergyDistribution, Normalizer, Sampler
 from pyro_ebm.distributions.factor import factor
+from pyro_ebm.distributions.linear_chain_crf import LinearChainCRF
+from pyro_ebm.distributions.structured import StructuredDistribution
+from pyro_ebm.distributions.tree_crf import TreeCRF
 
-__all__ = ["EnergyDistribution", "Normalizer", "Sampler", "factor"]
+__all__ = [
+    "EnergyDistribution",
+    "LinearChainCRF",
+    "Normalizer",
+    "Sampler",
+    "StructuredDistribution",
+    "TreeCRF",
+    "factor",
+]

@@ -12,7 +12,7 @@ from pyro_ebm.energies.densities import (
 from pyro_ebm.energies.energy import Energy, ScaledEnergy, SumEnergy
 from pyro_ebm.energies.from_distribution import DistributionEnergy
 from pyro_ebm.energies.function import FunctionEnergy, energy
-from pyro_ebm.energies.interactions import BilinearEnergy, FieldEnergy, IsingEnergy, PottsEnergy
+from pyro_ebm.energies.interactions import BilinearEnergy, FieldEnergy, IsingEnergy, PottsEnergy, SumToZeroEnergy
 from pyro_ebm.energies.minimize import Descent, minimize
 from pyro_ebm.energies.mixture import MixtureEnergy, mixture
 from pyro_ebm.energies.neural import NeuralEnergy
@@ -39,6 +39,7 @@ __all__ = [
     "Rosenbrock",
     "ScaledEnergy",
     "SumEnergy",
+    "SumToZeroEnergy",
     "TableEnergy",
     "correlated_gaussian",
     "energy",

@@ -89,3 +89,33 @@ class BilinearEnergy(Energy):
         weight = self.weight
         product = v.to(weight) @ weight if weight.dim() == 2 else (v.to(weight).unsqueeze(-2) @ weight).squeeze(-2)
         return -(product * h).sum(-1)
+
+
+class SumToZeroEnergy(Energy):
+    """A soft constraint on a sum: `E(x) = (Σ_i x_i)² / (2 s²)`, which holds it to zero within s.
+
+    Args:
+        size: the number n of elements.
+        scale: s, `(*batch,)`.
+    """
+
+    scale: Tensor
+
+    def __init__(self, size: int, scale: Tensor) -> None:
+        super().__init__((size,), batch_shape=scale.shape)
+        self._hold(scale=scale)
+
+    @property
+    def precision(self) -> Tensor:
+        """The matrix of the quadratic form, `(*batch, n, n)`."""
+        size = self.event_shape[0]
+        return (self.scale**-2)[..., None, None].expand(*self.batch_shape, size, size)
+
+    @property
+    def linear(self) -> Tensor:
+        """Its linear part: zeros, `(*batch, n)`."""
+        return self.scale.new_zeros(*self.batch_shape, *self.event_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The energy at `(*sample, *batch, n)`, `(*sample, *batch)`."""
+        return 0.5 * (x.sum(-1) / self.scale) ** 2

@@ -10,12 +10,14 @@ References:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Size, Tensor
 
+from pyro_ebm._core.concrete import is_transformed
 from pyro_ebm.graphs.plan import Plan, Step, plan_of
 from pyro_ebm.graphs.tables import LogTables, TableGroup
 
@@ -41,34 +43,36 @@ def marginals(tables: LogTables) -> tuple[list[Tensor], list[Tensor]]:
         differentiable where the tables are.
     """
     wants_gradient = torch.is_grad_enabled() and any(group.log_potentials.requires_grad for group in tables.groups)
-    with torch.enable_grad():
-        leaves, lifted = _lift(tables, wants_gradient)
-        value = log_partition(lifted)
-        gradients = torch.autograd.grad(value.sum(), leaves, create_graph=wants_gradient)
-    groups = len(tables.groups)
-    singles: list[Tensor] = [torch.empty(0)] * len(tables.num_states)
-    for group, gradient in zip(lifted.groups[groups:], gradients[groups:], strict=True):
-        for element, row in zip(group.scopes[:, 0].tolist(), gradient.unbind(-2), strict=True):
-            singles[element] = row
-    return singles, list(gradients[:groups])
-
-
-def _lift(tables: LogTables, keep: bool) -> tuple[list[Tensor], LogTables]:
-    """The tables as leaves of their own, a row for each factor, with an empty table for each element."""
     batch = tables.batch_shape
-    leaves, groups = [], []
-    for group in tables.groups:
-        count, arity = group.scopes.shape
-        full = group.log_potentials.expand(*batch, count, *group.log_potentials.shape[-arity:])
-        leaf = full if keep and full.requires_grad else full.detach().requires_grad_()
-        leaves.append(leaf)
-        groups.append(TableGroup(group.scopes, leaf))
-    for count in sorted(set(tables.num_states)):
-        members = [element for element, each in enumerate(tables.num_states) if each == count]
-        leaf = tables.like.new_zeros((*batch, len(members), count)).requires_grad_()
-        leaves.append(leaf)
-        groups.append(TableGroup(torch.tensor(members).unsqueeze(-1), leaf))
-    return leaves, LogTables(tables.variables, tables.num_states, tuple(groups), batch)
+    with torch.enable_grad():
+        leaves = []
+        for group in tables.groups:  # a row for each factor, even where they share a table
+            full = group.log_potentials.expand(*batch, len(group.scopes), *group.sizes)
+            leaves.append(full if wants_gradient and full.requires_grad else full.detach().requires_grad_())
+        rows = [TableGroup(group.scopes, leaf) for group, leaf in zip(tables.groups, leaves, strict=True)]
+        value = log_partition(LogTables(tables.variables, tables.num_states, tuple(rows), batch))
+        gradients = torch.autograd.grad(value.sum(), leaves, create_graph=wants_gradient) if leaves else ()
+    return _of_elements(tables, gradients), list(gradients)
+
+
+def _of_elements(tables: LogTables, groups: Sequence[Tensor]) -> list[Tensor]:
+    """The marginals of elements, each from a factor that it is in; uniform for those that are in none."""
+    found: dict[int, Tensor] = {}
+    order = sorted(range(len(groups)), key=lambda number: tables.groups[number].arity)
+    for number in order:
+        group = tables.groups[number]
+        first = len(tables.batch_shape) + 1
+        for column, elements in enumerate(group.scopes.mT.tolist()):
+            new = {element: row for row, element in enumerate(elements) if element not in found}
+            if new:
+                others = [first + k for k in range(group.arity) if k != column]
+                single = groups[number].sum(others) if others else groups[number]
+                rows = single.unbind(-2)
+                found.update({element: rows[row] for element, row in new.items()})
+    return [
+        found[element] if element in found else tables.like.new_full((*tables.batch_shape, count), 1 / count)
+        for element, count in enumerate(tables.num_states)
+    ]
 
 
 def entropy(tables: LogTables) -> Tensor:
@@ -76,9 +80,8 @@ def entropy(tables: LogTables) -> Tensor:
     _, groups = marginals(tables)
     total = log_partition(tables)
     for group, probability in zip(tables.groups, groups, strict=True):
-        arity = group.scopes.shape[1]
         term = probability * group.log_potentials.masked_fill(group.log_potentials == -torch.inf, 0)
-        total = total - term.flatten(-arity - 1).sum(-1)
+        total = total - term.flatten(len(tables.batch_shape)).sum(-1)
     return total
 
 
@@ -111,25 +114,27 @@ def sample(tables: LogTables, sample_shape: Size, generator: Generator | None = 
         like = tables.like
         states = torch.zeros(len(tables.num_states), batch, draws, dtype=torch.long, device=like.device)
         noise = torch.rand(states.shape, dtype=like.dtype, device=like.device, generator=generator)
-        offsets = torch.arange(batch, device=like.device).unsqueeze(-1)
         for step in reversed(plan.steps):
-            logits: Tensor | None = None
-            for number, members in zip(step.inputs, step.members, strict=True):
-                message = messages[number]
-                count = message.shape[1]
-                # (batch, K, rest) to rows (batch * rest, K), gathered at the states of the rest.
-                flat = torch.zeros_like(offsets) if len(message) == 1 else offsets
-                for member, size in zip(members, message.shape[2:], strict=True):
-                    flat = flat * size + states[step.rest[member]]
-                entry = message.movedim(1, -1).reshape(-1, count)[flat]
-                logits = entry if logits is None else logits + entry
+            entries = [
+                _at(messages[number], states[[step.rest[member] for member in members]])
+                for number, members in zip(step.inputs, step.members, strict=True)
+            ]
             count = tables.num_states[step.variable]
-            if logits is None:
-                logits = like.new_zeros(1, 1, count)
-            cumulative = torch.softmax(logits, -1).cumsum(-1)
-            below = noise[step.variable].unsqueeze(-1) * cumulative[..., -1:] >= cumulative
-            states[step.variable] = below.sum(-1).clamp(max=count - 1)
+            logits = sum(entries, like.new_zeros(count, 1, 1))
+            cumulative = torch.softmax(logits, 0).cumsum(0)
+            states[step.variable] = (noise[step.variable] * cumulative[-1] >= cumulative).sum(0).clamp(max=count - 1)
     return states.permute(2, 1, 0).reshape(*sample_shape, *tables.batch_shape, -1)
+
+
+def _at(message: Tensor, states: Tensor) -> Tensor:
+    """Rows of a table, `(batch or 1, K, *rest)`, at states of the rest `(rest, batch, draws)`: `(K, batch, draws)`."""
+    sizes = message.shape[2:]
+    flat = message.flatten(2) if sizes else message.unsqueeze(-1)
+    strides = [sizes[k + 1 :].numel() for k in range(len(sizes))]
+    index = (states * states.new_tensor(strides)[:, None, None]).sum(0)
+    if len(flat) == 1:
+        return flat[0][:, index]
+    return flat.gather(2, index.unsqueeze(1).expand(-1, flat.shape[1], -1)).movedim(1, 0)
 
 
 def _affordable_plan(tables: LogTables) -> Plan:
@@ -143,12 +148,9 @@ def _rows(tables: LogTables, plan: Plan) -> list[Tensor]:
     rows: list[Tensor] = []
     batch = tables.batch_shape
     for group in tables.groups:
-        count, arity = group.scopes.shape
-        table = group.log_potentials
-        sizes = table.shape[-arity:]
-        lead = table.shape[: -arity - 1]
-        table = table.expand(*(batch if lead.numel() > 1 else lead), count, *sizes)
-        rows += table.reshape(-1, count, *sizes).unbind(1)
+        count, lead = len(group.scopes), group.batch_shape
+        table = group.log_potentials.expand(*(batch if lead.numel() > 1 else lead), count, *group.sizes)
+        rows += table.reshape(-1, count, *group.sizes).unbind(1)
     return [
         row if permutation is None else row.permute(permutation)
         for row, permutation in zip(rows, plan.permutations, strict=True)
@@ -172,8 +174,19 @@ def _joint(inputs: Sequence[Tensor], step: Step) -> Tensor:
 def _sum_out(step: Step, messages: Sequence[Tensor], tables: LogTables) -> Tensor:
     if not step.inputs:
         return tables.like.new_full((1,), float(tables.num_states[step.variable])).log()
-    message: Tensor = _LogSumExp.apply(step, *(messages[number] for number in step.inputs))  # type: ignore[no-untyped-call]
+    inputs = [messages[number] for number in step.inputs]
+    if not any(each.requires_grad or is_transformed(each) for each in inputs):
+        return _log_sum_exp(step, inputs)  # the function below costs as much again
+    message: Tensor = _LogSumExp.apply(step, *inputs)  # type: ignore[no-untyped-call]
     return message
+
+
+def _log_sum_exp(step: Step, inputs: Sequence[Tensor]) -> Tensor:
+    joint = _joint(inputs, step)
+    if joint.shape[1] == 2:
+        return torch.logaddexp(joint[:, 0], joint[:, 1])
+    top = joint.amax(1, keepdim=True).clamp(min=torch.finfo(joint.dtype).min)  # where all is -inf, so is the result
+    return (joint - top).exp_().sum(1).log_().add_(top.squeeze(1))
 
 
 def _total(messages: Sequence[Tensor], plan: Plan, tables: LogTables) -> Tensor:
@@ -194,10 +207,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(step: Step, *inputs: Tensor) -> Tensor:
-        joint = _joint(inputs, step)
-        top = joint.amax(1, keepdim=True)
-        top = top.masked_fill(top == -torch.inf, 0)
-        return (joint - top).exp_().sum(1).log_() + top.squeeze(1)
+        return _log_sum_exp(step, inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -214,3 +224,7 @@ class _LogSumExp(torch.autograd.Function):
             part = weight.sum(absent) if absent else weight
             results.append(part.sum(0, keepdim=True) if len(each) == 1 and len(part) > 1 else part)
         return tuple(results)
+
+
+# Looked up by torch at every call, and slow to find.
+_LogSumExp.forward.__signature__ = inspect.signature(_LogSumExp.forward)  # type: ignore[attr-defined]

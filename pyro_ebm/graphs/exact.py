@@ -1,74 +1,149 @@
-"""Exact answers of a graph, in the names and values of its variables."""
+"""Exact answers of a graph by the names of its variables: of its discrete part, and of its Gaussian part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs import elimination
-from pyro_ebm.graphs.tables import LogTables
+from pyro_ebm.graphs.factor import Factor
+from pyro_ebm.graphs.gaussian import BandedGaussian, banded_gaussian
+from pyro_ebm.graphs.quadratic_forms import is_gaussian
+from pyro_ebm.graphs.tables import LogTables, log_tables
 from pyro_ebm.graphs.variable import Variable
 
 
 @dataclass(frozen=True, eq=False)
 class Marginals(Mapping[str, Tensor]):
-    """Marginal probabilities, exact or approximate: by variable `(*batch, *shape, K)`.
+    """Marginals, exact or approximate: by discrete variable, its probabilities `(*batch, *shape, K)`.
 
     Attributes:
-        variables: of each name.
+        variables: the discrete variables.
         singles: of each element, `(*batch, K)`, numbered through the graph.
         factors: for each group of factors over elements those of its scopes, `(*batch, F, K_1, ..., K_r)`. (Dense forms
             over whole variables count as the groups that they are sums of.)
+        means: of real variables, `(*batch, *shape)`; `variances` likewise.
     """
 
     variables: tuple[Variable, ...]
     singles: tuple[Tensor, ...]
     factors: tuple[Tensor, ...]
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+    variances: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The probabilities of the values of a variable's elements, `(*batch, *shape, K)`."""
+        """The probabilities of the values of a discrete variable's elements, `(*batch, *shape, K)`."""
         start = 0
         for variable in self.variables:
             if variable.name == name:
                 rows = torch.stack(self.singles[start : start + variable.numel], dim=-2)
                 return rows.reshape(*rows.shape[:-2], *variable.shape, rows.shape[-1])
             start += variable.numel
-        raise GraphError(f'got the variable "{name}", expected one of {list(self)}.')
+        raise GraphError(
+            f'got the variable "{name}", expected one of {list(self)}; a real one has .mean and .variance.'
+        )
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """The names of the discrete variables."""
         return (variable.name for variable in self.variables)
 
     def __len__(self) -> int:
-        """How many variables there are."""
+        """How many discrete variables there are."""
         return len(self.variables)
 
     def mean(self, name: str) -> Tensor:
         """The means of a variable's elements, `(*batch, *shape)`: of spins, the magnetisation."""
-        variable = next(each for each in self.variables if each.name == name)
+        return self.means[name] if name in self.means else self._moment(name, 1)
+
+    def variance(self, name: str) -> Tensor:
+        """The variances of a variable's elements, `(*batch, *shape)`."""
+        if name in self.variances:
+            return self.variances[name]
+        return self._moment(name, 2) - self._moment(name, 1) ** 2
+
+    def _moment(self, name: str, power: int) -> Tensor:
         probabilities = self[name]
+        variable = next(each for each in self.variables if each.name == name)
         values = variable.values(torch.arange(probabilities.shape[-1])).to(probabilities)
-        return (probabilities * values).sum(-1)
+        return (probabilities * values**power).sum(-1)
 
 
-def exact_marginals(tables: LogTables) -> Marginals:
-    """See `FactorGraph.marginals`."""
-    singles, groups = elimination.marginals(tables)
-    return Marginals(tables.variables, tuple(singles), tuple(groups))
+@dataclass(frozen=True, eq=False)
+class ExactParts:
+    """A graph's discrete part and its Gaussian part, which share no factor.
+
+    Attributes:
+        tables: the discrete part.
+        gaussian: the Gaussian part; nothing where there is none.
+        real: its variables.
+    """
+
+    tables: LogTables
+    gaussian: BandedGaussian | None
+    real: tuple[Variable, ...]
+
+    def log_partition(self) -> Tensor:
+        """See `FactorGraph.log_partition`."""
+        discrete = elimination.log_partition(self.tables)
+        return discrete if self.gaussian is None else discrete + self.gaussian.log_partition()
+
+    def marginals(self) -> Marginals:
+        """See `FactorGraph.marginals`."""
+        singles, groups = elimination.marginals(self.tables)
+        means, variances = {}, {}
+        if self.gaussian is not None:
+            means, variances = self._split(self.gaussian.mean()), self._split(self.gaussian.variance())
+        return Marginals(self.tables.variables, tuple(singles), tuple(groups), means, variances)
+
+    def mode(self) -> dict[str, Tensor]:
+        """See `FactorGraph.mode`."""
+        found = values_of(self.tables, elimination.mode(self.tables))
+        return found if self.gaussian is None else {**found, **self._split(self.gaussian.mean().detach())}
+
+    def sample(self, sample_shape: Size, generator: Generator | None) -> dict[str, Tensor]:
+        """See `FactorGraph.sample`."""
+        drawn = values_of(self.tables, elimination.sample(self.tables, sample_shape, generator))
+        if self.gaussian is not None:
+            with torch.no_grad():
+                drawn.update(self._split(self.gaussian.sample(sample_shape, generator)))
+        return drawn
+
+    def entropy(self) -> Tensor:
+        """See `FactorGraph.entropy`."""
+        discrete = elimination.entropy(self.tables)
+        if self.gaussian is None:
+            return discrete
+        return discrete + self.gaussian.entropy()
+
+    def _split(self, elements: Tensor) -> dict[str, Tensor]:
+        parts = elements.split([variable.numel for variable in self.real], dim=-1)
+        return {v.name: part.reshape((*part.shape[:-1], *v.shape)) for v, part in zip(self.real, parts, strict=True)}
 
 
-def exact_mode(tables: LogTables) -> dict[str, Tensor]:
-    """See `FactorGraph.mode`."""
-    return values_of(tables, elimination.mode(tables))
+def exact_parts(variables: Mapping[str, Variable], factors: Iterable[Factor]) -> ExactParts:
+    """Take a graph apart.
 
-
-def exact_sample(tables: LogTables, sample_shape: Size, generator: Generator | None) -> dict[str, Tensor]:
-    """See `FactorGraph.sample`."""
-    return values_of(tables, elimination.sample(tables, sample_shape, generator))
+    Raises:
+        GraphError: if some variables are neither discrete nor real, or a factor joins the two kinds.
+    """
+    real = {name: variable for name, variable in variables.items() if is_gaussian(variable)}
+    discrete = {name: variable for name, variable in variables.items() if name not in real}
+    parts: tuple[list[Factor], list[Factor]] = ([], [])
+    for factor in factors:
+        kinds = {name in real for name in factor.names}
+        if len(kinds) > 1:
+            raise GraphError(
+                f"FactorGraph: the factor {type(factor.energy).__name__} over {list(factor.names)} joins discrete and "
+                "continuous variables, expected each factor over one kind for an exact answer. Condition on one of "
+                "them (g.condition), or sample the graph."
+            )
+        parts[kinds == {True}].append(factor)
+    gaussian = banded_gaussian(real, parts[True]) if real else None
+    return ExactParts(log_tables(discrete, parts[False]), gaussian, tuple(real.values()))
 
 
 def values_of(tables: LogTables, states: Tensor) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_ebm._core.concrete import concrete
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.shapes import broadcast, check_energy_shape
 from pyro_ebm._core.supports import same_support, strip_independent, with_event_dim
@@ -56,7 +58,7 @@ class Factor(nn.Module):
         super().__init__()
         self.energy = energy
         self.arguments = tuple(arguments)
-        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("index", concrete(index), persistent=False)
 
     @property
     def grouped(self) -> bool:
@@ -169,6 +171,15 @@ def wire(energy: Energy, given: Sequence[Variable | Elements]) -> Factor:
             f"{what}: got selections of {sorted({len(c) for c in columns})} scopes, expected as many in each, or one."
         )
     index = torch.stack([c.expand(count) for c in columns], -1) if columns else torch.empty(1, 0, dtype=torch.long)
+    names = [name for argument in arguments if not argument.whole for name in argument.names]
+    for one, other in combinations(range(len(columns)), 2):
+        same = index[:, one] == index[:, other]
+        if names[one] == names[other] and bool(same.any()):
+            row = int(same.nonzero()[0])
+            raise GraphError(
+                f'{what}: got element {int(index[row, one])} of "{names[one]}" twice in scope {row}, expected distinct '
+                "elements. Use an energy over fewer variables for it."
+            )
     if columns and energy.batch_shape[-1:] not in (Size(), Size([1]), Size([count])):
         raise GraphError(
             f"{what}: got an energy with batch shape {tuple(energy.batch_shape)} for {count} scopes, expected "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import networkx as nx
 import torch
 from torch import Generator, Size, Tensor, nn
 from torch.distributions import constraints
@@ -14,9 +15,11 @@ from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.shapes import broadcast, leading_shape
 from pyro_ebm._core.supports import with_event_dim
 from pyro_ebm.energies import Energy, ScaledEnergy
-from pyro_ebm.graphs import elimination
-from pyro_ebm.graphs.exact import Marginals, exact_marginals, exact_mode, exact_sample
+from pyro_ebm.graphs.conditioning import Evidence, conditioned, read_evidence, reduced_variable
+from pyro_ebm.graphs.exact import ExactParts, Marginals, exact_parts
 from pyro_ebm.graphs.factor import Factor, wire
+from pyro_ebm.graphs.networks import edge_index, to_networkx
+from pyro_ebm.graphs.subgraphs import factors_within, kept_elements, markov_blanket
 from pyro_ebm.graphs.tables import LogTables, log_tables
 from pyro_ebm.graphs.variable import Elements, Variable
 
@@ -30,6 +33,7 @@ class FactorGraph(Energy):
         variables: by name, in the order of declaration.
         factors: the groups of factors.
 
+    >>> from pyro_ebm import PottsEnergy
     >>> g = FactorGraph()
     >>> x = g.variable("x", num_states=2, shape=(3, 3))
     >>> g.factor(PottsEnergy(torch.tensor(0.5)), x[:, :-1], x[:, 1:])
@@ -45,6 +49,7 @@ class FactorGraph(Energy):
         self.event_shapes, self.supports = (), ()
         self.variables: dict[str, Variable] = {}
         self.factors = nn.ModuleList()
+        self._evidence: tuple[dict[str, Evidence], ...] = ()
 
     # -- building ----------------------------------------------------------------------------------------------------
 
@@ -119,6 +124,10 @@ class FactorGraph(Energy):
             raise GraphError(f'FactorGraph: got the variable "{name}", expected one of {list(self.variables)}.')
         return self.variables[name]
 
+    @property
+    def _groups(self) -> list[Factor]:
+        return [cast(Factor, factor) for factor in self.factors]
+
     # -- the energy --------------------------------------------------------------------------------------------------
 
     def forward(self, *values: Any) -> Tensor:
@@ -169,47 +178,151 @@ class FactorGraph(Energy):
             GraphError: if a variable is continuous.
             TreewidthError: if a factor over a whole variable has too many states for a table.
         """
-        return log_tables(self.variables, cast(Iterable[Factor], self.factors))
+        return log_tables(self.variables, self._groups)
+
+    def _exact(self) -> ExactParts:
+        return exact_parts(self.variables, self._groups)
 
     def log_partition(self) -> Tensor:
-        """Log Z in nats, `(*batch,)`, differentiable.
+        """Log Z in nats, `(*batch,)`, differentiable, twice as well.
+
+        Exact answers are by elimination for discrete variables, and by a banded Cholesky factor for real ones with
+        quadratic factors; the two kinds may share no factor.
 
         Raises:
             TreewidthError: if the treewidth is too large for it; it names the width, and what to do.
+            GraphError: if variables are neither discrete nor Gaussian, or if a factor joins the two kinds.
+            ValueError: if the Gaussian has no finite integral.
         """
-        return elimination.log_partition(self.log_tables())
+        return self._exact().log_partition()
 
     def marginals(self) -> Marginals:
-        """The marginal probabilities of all elements and of all factors' scopes, differentiable.
-
-        Raises:
-            TreewidthError: if the treewidth is too large for it.
-        """
-        return exact_marginals(self.log_tables())
+        """The marginals of all elements and of all factors' scopes, differentiable; errors as for `log_partition`."""
+        return self._exact().marginals()
 
     def mode(self) -> dict[str, Tensor]:
-        """A most probable joint state, by variable `(*batch, *shape)`.
-
-        Raises:
-            TreewidthError: if the treewidth is too large for it.
-        """
-        return exact_mode(self.log_tables())
+        """A most probable joint state, by variable `(*batch, *shape)`; errors as for `log_partition`."""
+        return self._exact().mode()
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: Generator | None = None) -> dict[str, Tensor]:
-        """Exact draws, by variable `(*sample, *batch, *shape)`.
-
-        Raises:
-            TreewidthError: if the treewidth is too large for it.
-        """
-        return exact_sample(self.log_tables(), Size(sample_shape), generator)
+        """Exact draws, by variable `(*sample, *batch, *shape)`; errors as for `log_partition`."""
+        return self._exact().sample(Size(sample_shape), generator)
 
     def entropy(self) -> Tensor:
-        """The entropy in nats, `(*batch,)`.
+        """The entropy in nats, `(*batch,)`, differential for real variables; errors as for `log_partition`."""
+        return self._exact().entropy()
+
+    # -- smaller graphs ----------------------------------------------------------------------------------------------
+
+    def condition(
+        self,
+        evidence: Mapping[str, Tensor | tuple[Tensor, Tensor]] | None = None,
+        /,
+        **named: Tensor | tuple[Tensor, Tensor],
+    ) -> FactorGraph:
+        """The graph over what is left when values are known: its energy is this one's, at these values.
+
+        Evidence may have batch dims: one graph, and one set of values for each image.
+
+        Args:
+            evidence: by variable, its values `(*batch, *shape)`; or a pair of them and a mask `(*shape)` that is true
+                where they are known. The free elements of such a variable are one of shape `(n,)` under its name, in
+                row-major order; `complete` puts them back in place.
+            named: the same as keywords.
 
         Raises:
-            TreewidthError: if the treewidth is too large for it.
+            GraphError: if a variable is unknown, or what is given of it does not fit.
         """
-        return elimination.entropy(self.log_tables())
+        known = {name: read_evidence(self[name], given) for name, given in {**(evidence or {}), **named}.items()}
+        left = FactorGraph()
+        left._evidence = (*self._evidence, known)
+        for name, variable in self.variables.items():
+            each = known.get(name)
+            if each is None:
+                left._add_variable(variable)
+            elif len(each.free):
+                left._add_variable(reduced_variable(variable, each.free))
+        for factor in conditioned(self._groups, self.variables, known):
+            left._add_factor(factor)
+        return left
+
+    def complete(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of a conditioned graph, `(*lead, *shape)` by variable, with the evidence put back in its place."""
+        whole = dict(values)
+        for known in reversed(self._evidence):
+            whole.update({name: each.complete(whole.get(name)) for name, each in known.items()})
+        return whole
+
+    def subgraph(self, *names: str, **masks: Tensor) -> FactorGraph:
+        """The graph over some variables, with the factors that are over these alone.
+
+        Args:
+            names: variables that stay whole.
+            masks: by variable, which elements stay, `(*shape)`: they are one of shape `(n,)` under its name.
+
+        Raises:
+            GraphError: if a variable is unknown or a mask does not fit.
+        """
+        kept = kept_elements(self.variables, names, masks)
+        part = FactorGraph()
+        for name, variable in self.variables.items():
+            mask = kept[name]
+            if bool(mask.all()):
+                part._add_variable(variable)
+            elif bool(mask.any()):
+                part._add_variable(reduced_variable(variable, torch.nonzero(mask).squeeze(-1)))
+        for factor in factors_within(self._groups, kept):
+            part._add_factor(factor)
+        return part
+
+    def markov_blanket(self, elements: Variable | Elements) -> dict[str, Tensor]:
+        """Which elements share a factor with some, and so make them independent of all others.
+
+        Args:
+            elements: a variable, or `x[...]`.
+
+        Returns:
+            By variable, booleans `(*shape)`; those asked about are not in it.
+        """
+        return markov_blanket(self.variables, self._groups, elements)
+
+    def to_networkx(self) -> nx.Graph:
+        """The bipartite graph of elements and factors, for networkx's algorithms and drawing.
+
+        Nodes are `(name, *index)` with `bipartite=0` and `num_states`, and `(group, number)` with `bipartite=1` and
+        `energy`.
+        """
+        return to_networkx(self.variables, self._groups)
+
+    @classmethod
+    def from_networkx(
+        cls,
+        graph: nx.Graph,
+        edge_energy: Energy,
+        node_energy: Energy | None = None,
+        *,
+        name: str = "x",
+        num_states: int | None = None,
+        support: Constraint | None = None,
+    ) -> FactorGraph:
+        """One variable on the nodes of a networkx graph, in their order, coupled along its edges, in theirs.
+
+        Args:
+            graph: the graph.
+            edge_energy: over the two ends of an edge, with batch shape `(*batch, edges)` or one that broadcasts.
+            node_energy: over a node, with batch shape `(*batch, nodes)` or one that broadcasts.
+            name: of the variable.
+            num_states: as in `variable`.
+            support: as in `variable`.
+        """
+        made = cls()
+        x = made.variable(name, num_states=num_states, support=support, shape=(graph.number_of_nodes(),))
+        edges = edge_index(graph)
+        if len(edges):
+            made.factor(edge_energy, x[edges])
+        if node_energy is not None:
+            made.factor(node_energy, x[:])
+        return made
 
     # -- algebra -----------------------------------------------------------------------------------------------------
 
@@ -250,6 +363,7 @@ def join(graphs: Sequence[FactorGraph]) -> FactorGraph:
     """
     joined = FactorGraph()
     for graph in graphs:
+        joined._evidence += graph._evidence
         for name, variable in graph.variables.items():
             present = joined.variables.get(name)
             if present is None:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
+from pyro_ebm._core.concrete import to_numpy
 from pyro_ebm._core.errors import TreewidthError
 from pyro_ebm.graphs.ordering import elimination_order
 from pyro_ebm.graphs.tables import LogTables
@@ -75,13 +78,15 @@ class Plan:
 
 def plan_of(tables: LogTables) -> Plan:
     """The plan for the structure of some tables; plans are kept, by structure."""
-    # By tolist, which reads numbers under vmap, grad and make_fx too.
-    scopes = tuple(tuple(scope) for group in tables.groups for scope in group.scopes.tolist())
+    scopes = tuple((group.scopes.shape, to_numpy(group.scopes).tobytes()) for group in tables.groups)
     return _plan(tables.num_states, scopes)
 
 
 @lru_cache(maxsize=64)
-def _plan(num_states: tuple[int, ...], scopes: tuple[tuple[int, ...], ...]) -> Plan:
+def _plan(num_states: tuple[int, ...], packed: tuple[tuple[tuple[int, int], bytes], ...]) -> Plan:
+    scopes: list[list[int]] = []
+    for shape, data in packed:
+        scopes += np.frombuffer(data, dtype=np.int64).reshape(shape).tolist()
     return make_plan(num_states, scopes, elimination_order(num_states, scopes))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Size, Tensor
 
+from pyro_ebm._core.concrete import concrete
 from pyro_ebm._core.errors import GraphError, TreewidthError
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm._core.supports import enumerable_states, enumerate_states
@@ -29,6 +31,21 @@ class TableGroup:
 
     scopes: Tensor
     log_potentials: Tensor
+
+    @property
+    def arity(self) -> int:
+        """How many variables each factor has, r; none for a constant."""
+        return self.scopes.shape[1]
+
+    @property
+    def sizes(self) -> Size:
+        """`(K_1, ..., K_r)`."""
+        return Size(self.log_potentials.shape[self.log_potentials.dim() - self.arity :])
+
+    @property
+    def batch_shape(self) -> Size:
+        """The batch dims of the tables."""
+        return Size(self.log_potentials.shape[: self.log_potentials.dim() - self.arity - 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +68,7 @@ class LogTables:
         """What is said of elements, `(*lead, N)`, by variable: `(*lead, *shape)`."""
         parts = elements.split([variable.numel for variable in self.variables], dim=-1)
         return {
-            variable.name: part.reshape(*part.shape[:-1], *variable.shape)
+            variable.name: part.reshape((*part.shape[:-1], *variable.shape))
             for variable, part in zip(self.variables, parts, strict=True)
         }
 
@@ -79,12 +96,11 @@ def log_tables(variables: Mapping[str, Variable], factors: Iterable[Factor]) -> 
         offsets[name] = len(num_states)
         num_states += [variable.num_states] * variable.numel
     groups = [_table_group(each, variables, offsets) for factor in factors for each in localized(factor, variables)]
-    batch_shape = broadcast([Size(g.log_potentials.shape[: -g.scopes.shape[1] - 1]) for g in groups], "FactorGraph")
+    batch_shape = broadcast([group.batch_shape for group in groups], "FactorGraph")
     dtypes = [group.log_potentials.dtype for group in groups]
-    for dtype in set(dtypes):
-        if dtype != dtypes[0]:
-            raise GraphError(f"FactorGraph: got factors of dtypes {set(dtypes)}, expected one. Use graph.double().")
-    return LogTables(tuple(variables.values()), tuple(num_states), tuple(groups), batch_shape)
+    widest = reduce(torch.promote_types, dtypes, torch.float32 if dtypes else torch.get_default_dtype())
+    same = tuple(TableGroup(group.scopes, group.log_potentials.to(widest)) for group in groups)
+    return LogTables(tuple(variables.values()), tuple(num_states), same, batch_shape)
 
 
 def _table_group(factor: Factor, variables: Mapping[str, Variable], offsets: Mapping[str, int]) -> TableGroup:
@@ -100,8 +116,8 @@ def _table_group(factor: Factor, variables: Mapping[str, Variable], offsets: Map
                 offsets[name] + factor.index[:, column]
                 for name, column in zip(argument.names, argument.columns, strict=True)
             ]
-    scopes = torch.stack([column.cpu() for column in columns], dim=-1)
-    return TableGroup(scopes, _log_potentials(factor, variables))
+    scopes = torch.stack([c.cpu() for c in columns], dim=-1) if columns else torch.empty(1, 0, dtype=torch.long)
+    return TableGroup(concrete(scopes), _log_potentials(factor, variables))
 
 
 def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor:
@@ -110,10 +126,12 @@ def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor
     if isinstance(energy, TableEnergy) and factor.grouped:
         given = energy.table
         return -(given if energy.batch_shape else given.unsqueeze(0))
+    # Of the energy's own dtype: a number of higher precision would not raise that of the states it is multiplied by.
+    dtype = next((t.dtype for t in energy.state_dict().values() if t.is_floating_point()), torch.get_default_dtype())
     sizes: list[tuple[int, ...]] = []
     states: list[Tensor] = []
     for argument in factor.arguments:
-        each, shape = _states_of(argument, energy, variables)
+        each, shape = _states_of(argument, energy, variables, dtype)
         states.append(each)
         sizes.append(shape)
     dims = len(sizes)
@@ -126,20 +144,18 @@ def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor
     if not table.is_floating_point():
         table = table.to(torch.get_default_dtype())
     table = table.movedim(tuple(range(dims)), tuple(range(-dims, 0)))
-    batch_shape = table.shape[:batch]
-    if not factor.grouped:
-        batch_shape = (*batch_shape, 1)
-    elif not batch:
-        batch_shape = (1,)
-    return table.reshape(*batch_shape, *(size for shape in sizes for size in shape))
+    with_factors = [*table.shape[:batch], 1] if not factor.grouped or not batch else table.shape[:batch]
+    return table.reshape(*with_factors, *(size for shape in sizes for size in shape))
 
 
-def _states_of(argument: Argument, energy: Energy, variables: Mapping[str, Variable]) -> tuple[Tensor, tuple[int, ...]]:
+def _states_of(
+    argument: Argument, energy: Energy, variables: Mapping[str, Variable], dtype: torch.dtype
+) -> tuple[Tensor, tuple[int, ...]]:
     """All values of an argument, `(states, *event)`, and the sizes of the table's dims for it."""
     if not argument.whole and not argument.stacked:
         variable = variables[argument.names[0]]
         count = variable.num_states or 0
-        return variable.values(torch.arange(count)), (count,)
+        return variable.values(torch.arange(count), dtype), (count,)
     names = argument.names
     members = [variables[name] for name in names]
     count = members[0].num_states or 0
@@ -152,5 +168,5 @@ def _states_of(argument: Argument, energy: Energy, variables: Mapping[str, Varia
             "is a sum over them, or sample the graph."
         )
     states = enumerate_states(members[0].support, shape, torch.get_default_dtype(), torch.device("cpu"))
-    values = members[0].values(members[0].states(states.long())) if members[0].num_states else states
+    values = members[0].values(members[0].states(states.long()), dtype)
     return values.reshape(len(values), *shape), (count,) * numel

@@ -10,6 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_ebm._core.concrete import concrete
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.supports import same_support, state_range, strip_independent
 from pyro_ebm._core.validation import validation_enabled
@@ -104,7 +105,7 @@ class Variable:
             raise GraphError(
                 f'variable "{self.name}" of shape {tuple(self.shape)}: got the index {index!r}: {error}.'
             ) from None
-        return Elements(self, chosen.reshape(-1, 1))
+        return Elements(self, concrete(chosen.reshape(-1, 1)))
 
     def _scopes(self, index: Tensor) -> Tensor:
         if index.is_floating_point() or index.dim() not in (1, 2) or 0 in index.shape:
@@ -112,9 +113,8 @@ class Variable:
                 f'variable "{self.name}": got an index of dtype {index.dtype} and shape {tuple(index.shape)}, expected '
                 "integers (F, r): F scopes of r elements by number, in row-major order, neither of them zero."
             )
-        index = index.long()
-        numbers = index.flatten().tolist()  # which reads numbers under vmap, grad and make_fx too
-        low, high = min(numbers), max(numbers)
+        index = concrete(index.long())
+        low, high = int(index.min()), int(index.max())
         if low < 0 or high >= self.numel:
             raise GraphError(
                 f'variable "{self.name}": got element {low if low < 0 else high} in an index, expected numbers from 0 '
