@@ -14,7 +14,15 @@ from pyro_ebm._core.errors import (
     UnnormalizedObservationError,
 )
 from pyro_ebm._core.supports import spin
-from pyro_ebm.distributions import EnergyDistribution, LinearChainCRF, Normalizer, Sampler, TreeCRF, factor
+from pyro_ebm.distributions import (
+    EnergyDistribution,
+    LinearChainCRF,
+    Normalizer,
+    Sampler,
+    TreeCRF,
+    factor,
+    sample_graph,
+)
 from pyro_ebm.energies import (
     BilinearEnergy,
     Descent,
@@ -124,6 +132,7 @@ __all__ = [
     "init_to_pathfinder",
     "minimize",
     "mixture",
+    "sample_graph",
     "spin",
     "to_arviz",
 ]

@@ -3,6 +3,7 @@
 from pyro_ebm.distributions.energy_distribution import EnergyDistribution, Normalizer, Sampler
 from pyro_ebm.distributions.factor import factor
 from pyro_ebm.distributions.linear_chain_crf import LinearChainCRF
+from pyro_ebm.distributions.sample_graph import sample_graph
 from pyro_ebm.distributions.structured import StructuredDistribution
 from pyro_ebm.distributions.tree_crf import TreeCRF
 
@@ -14,4 +15,5 @@ __all__ = [
     "StructuredDistribution",
     "TreeCRF",
     "factor",
+    "sample_graph",
 ]
