@@ -16,6 +16,8 @@ from pyro_ebm._core.errors import (
 from pyro_ebm._core.supports import spin
 from pyro_ebm.distributions import (
     EnergyDistribution,
+    GraphDistribution,
+    GridCRF,
     LinearChainCRF,
     Normalizer,
     Sampler,
@@ -90,7 +92,9 @@ __all__ = [
     "Funnel",
     "GaussianMRF",
     "GaussianMixture",
+    "GraphDistribution",
     "GraphError",
+    "GridCRF",
     "HMC",
     "ICAR",
     "InitializationError",

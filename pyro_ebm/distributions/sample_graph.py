@@ -28,8 +28,8 @@ def sample_graph(
 
     A variable x is the site `"name.x"`. An array of discrete variables that is not observed has a site for each
     element, `"name.x[0,2]"`, which inference can sum out one by one: `MCMC(NUTS(model))` of this package for as many
-    as the treewidth allows, Pyro's `config_enumerate` for some tens. Each group of factors is a factor, `"name.factor_0"`
-    and so on, with one for each scope, `"name.factor_0[3]"`, where such elements are concerned.
+    as the treewidth allows, Pyro's `config_enumerate` for some tens. Each group of factors is a factor,
+    `"name.factor_0"` and so on, with one for each scope, `"name.factor_0[3]"`, where such elements are concerned.
 
     Args:
         name: the name, unique in the model.
@@ -81,7 +81,7 @@ def sample_graph(
                 like,
             )
             where = site if index is None else f"{site}[{','.join(map(str, index))}]"
-            infer = {} if index is None else {"element_of": (site, tuple(variable.shape), index)}
+            infer = {} if index is None else {"element_of": (site, variable.shape)}
             value = pyro.sample(where, fn, obs=given, infer=infer)
             prior.see(variable.name, index, value)
             if index is None:

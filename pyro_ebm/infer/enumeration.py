@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
-from torch import Generator, Tensor
+from torch import Size, Tensor
 
 from pyro_ebm._core.errors import BatchingError, GraphError, TreewidthError
 from pyro_ebm.graphs.plan import MAX_TABLE_ENTRIES
@@ -32,13 +33,12 @@ class Enumerate(Messenger):  # type: ignore[misc]
         most: of the values of each site no more than these.
 
     Attributes:
-        values: what each site was given, `(K, 1, ..., 1, *event)`.
+        states: all values of each site, `(K, *event)`.
     """
 
     def __init__(self, dims: Mapping[str, int], most: int | None = None) -> None:
         super().__init__()
         self.dims, self.most = dims, most
-        self.num_states: dict[str, int] = {}
         self.states: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Enumerate(Messenger):  # type: ignore[misc]
         values: Tensor = fn.enumerate_support(expand=False)
         event = values.shape[values.dim() - len(fn.event_shape) :]
         flat = values.reshape(len(values), *event)
-        self.num_states[name], self.states[name] = len(flat), flat
+        self.states[name] = flat
         dim = self.dims.get(name)
         if dim is None:
             msg["value"] = flat[0].reshape([*[1] * len(fn.batch_shape), *event])
@@ -70,6 +70,7 @@ class Enumeration:
         scopes: for each site of the model whose log probability depends on discrete ones, which these are.
         plates: the sizes of the plates of each of these, by dim.
         states: all values of each discrete site, `(K, *event)`.
+        elements: for sites that are elements of an array, its name and shape, in the order of its elements.
         num_plates: how many batch dims there are to the right of those of enumeration.
     """
 
@@ -78,6 +79,7 @@ class Enumeration:
     scopes: Mapping[str, tuple[str, ...]]
     plates: Mapping[str, Mapping[int, int]]
     states: Mapping[str, Tensor]
+    elements: Mapping[str, tuple[str, Size]]
     num_plates: int
     graph: PlatedGraph = field(init=False)
 
@@ -90,48 +92,56 @@ class Enumeration:
         Args:
             log_probs: by site of the model, for those in `scopes`, computed with the values that `Enumerate` gives.
         """
-        return self.graph.log_partition([self.factor(name, each) for name, each in log_probs.items()])
+        return self.graph.log_partition(self._factors(self.tables(log_probs)))
 
-    def sample(self, factors: Sequence[PlatedFactor], generator: Generator | None) -> dict[str, Tensor]:
-        """Exact draws of the discrete sites, by site `(*lead, *plates, *event)`."""
-        drawn = self.graph.sample(factors, generator)
-        lead = factors[0].log_potentials.dim() - len(factors[0].scope) - self.num_plates
+    def sample(self, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Exact draws of the discrete sites, given `tables` with leading dims: by site `(*lead, *plates, *event)`."""
         values = {}
-        for name, numbers in drawn.items():
-            extra = [lead + k for k in range(self.num_plates) if k - self.num_plates not in self._batch_dims(name)]
-            values[name] = self.states[name].to(numbers.device)[_without(numbers, extra)]
+        for name, numbers in self.graph.sample(self._factors(tables)).items():
+            plates = self.sites[name].plates
+            outside = range(numbers.dim() - self.num_plates, numbers.dim() + min(plates, default=0))
+            numbers = numbers.squeeze(tuple(outside)) if outside else numbers
+            values[name] = self.states[name].to(numbers.device)[numbers]
+        return self._joined(values)
+
+    def _joined(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same with the elements of an array put together, where all of them were summed out."""
+        arrays: dict[str, list[str]] = {}
+        for name, (whole, _) in self.elements.items():
+            arrays.setdefault(whole, []).append(name)
+        for whole, names in arrays.items():
+            shape = self.elements[names[0]][1]
+            if len(names) == shape.numel():
+                flat = torch.stack([values.pop(name) for name in names], -1)
+                values[whole] = flat.reshape(*flat.shape[:-1], *shape)
         return values
 
-    def _batch_dims(self, name: str) -> set[int]:
-        """The batch dims of a site: from its leftmost plate to the right."""
-        return set(range(min(self.sites[name].plates, default=0), 0))
+    def _factors(self, tables: Mapping[str, Tensor]) -> list[PlatedFactor]:
+        return [PlatedFactor(self.scopes[name], frozenset(self.plates[name]), each) for name, each in tables.items()]
 
-    def factor(self, name: str, log_prob: Tensor) -> PlatedFactor:
-        """The log probability of a site of the model as a factor, its dims in the order of its scope."""
+    def tables(self, log_probs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log probabilities as tables `(K_1, ..., K_r, *plates)`, in the order of their scopes."""
+        return {name: self._table(name, log_prob) for name, log_prob in log_probs.items()}
+
+    def _table(self, name: str, log_prob: Tensor) -> Tensor:
         scope, plates, right = self.scopes[name], self.plates[name], self.num_plates
-        table = log_prob[(None,) * (max(0, right - min(self.dims.values(), default=0)) - log_prob.dim())]
-        table = table.expand(*table.shape[: table.dim() - right], *self._plate_sizes(plates, table))
+        least = -min([*(self.dims[each] for each in scope), -right])
+        table = log_prob[(None,) * max(0, least - log_prob.dim())]
+        sizes = [plates.get(dim, table.shape[dim]) for dim in range(-right, 0)]
+        table = table.expand(*table.shape[: table.dim() - right], *sizes)
         inside = [dim for dim in range(-right, 0) if dim not in plates and table.shape[dim] > 1]
         table = table.sum(inside, keepdim=True) if inside else table
         own = [table.dim() + self.dims[each] for each in scope]
         left = [dim for dim in range(table.dim() - right) if dim not in own]
-        sizes = [self.sites[each].num_states for each in scope]
-        if any(table.shape[dim] != 1 for dim in left) or [table.shape[dim] for dim in own] != sizes:
+        states = [self.sites[each].num_states for each in scope]
+        if any(table.shape[dim] != 1 for dim in left) or [table.shape[dim] for dim in own] != states:
             raise BatchingError(
                 f'site "{name}": got a log probability of shape {tuple(log_prob.shape)}, expected one that depends on '
-                f"the discrete sites {list(scope)} with {sizes} states, as at the start. Let what a site depends on "
+                f"the discrete sites {list(scope)} with {states} states, as at the start. Let what a site depends on "
                 "be the same at every point."
             )
         table = table.permute([*left, *own, *range(table.dim() - right, table.dim())])
-        return PlatedFactor(scope, frozenset(plates), table.reshape(table.shape[len(left) :]))
-
-    def _plate_sizes(self, plates: Mapping[int, int], table: Tensor) -> list[int]:
-        return [plates.get(dim, table.shape[dim]) for dim in range(-self.num_plates, 0)]
-
-
-def _without(value: Tensor, dims: Sequence[int]) -> Tensor:
-    """A tensor without some dims of size one."""
-    return value.reshape([size for dim, size in enumerate(value.shape) if dim not in dims])
+        return table.reshape(table.shape[len(left) :])
 
 
 def find_enumeration(
@@ -172,7 +182,7 @@ def find_enumeration(
             scopes[name].update(
                 {site: None for site, dim in dims.items() if -dim <= log_prob.dim() and log_prob.shape[dim] > 1}
             )
-    sites = {name: PlatedVariable(messenger.num_states[name], frozenset(frames[name])) for name in names}
+    sites = {name: PlatedVariable(len(messenger.states[name]), frozenset(frames[name])) for name in names}
     for name in names:
         scopes[name].setdefault(name)
     _require_feasible(scopes, sites, frames)
@@ -182,6 +192,7 @@ def find_enumeration(
         {name: tuple(scope) for name, scope in scopes.items() if scope},
         frames,
         messenger.states,
+        {name: scored[name]["infer"]["element_of"] for name in names if "element_of" in scored[name]["infer"]},
         num_plates,
     )
 

@@ -177,7 +177,8 @@ class ModelTarget:
             return {name: site.transform(sites[name]) for name, site in self.structure.latents.items()}
 
         def values(flat: Tensor) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = self._run(LogJoint(self._sites(flat), self._coordinates)).values
+            with Enumerate({}):
+                found: dict[str, Tensor] = self._run(LogJoint(self._sites(flat), self._coordinates)).values
             return found
 
         lead = position.shape[:-1]
@@ -199,6 +200,26 @@ class ModelTarget:
 
         deterministics, log_likelihood = self._batched(evaluate, values)
         return deterministics, log_likelihood
+
+    def sample_discrete(self, position: Tensor) -> dict[str, Tensor]:
+        """Exact draws of the discrete sites that are summed out, given the others at `(*lead, dim)`.
+
+        Returns:
+            By site `(*lead, *shape)`, arrays of `sample_graph` as a whole; empty if there is none.
+        """
+        enumeration = self._enumeration
+        if enumeration is None:
+            return {}
+
+        def tables(flat: Tensor) -> dict[str, Tensor]:
+            handler = LogJoint(self._sites(flat), self._coordinates, enumeration.scopes)
+            with Enumerate(enumeration.dims):
+                return enumeration.tables(self._run(handler).apart)
+
+        chunks = position.reshape(-1, self.raveler.dim).split(_CHUNK)
+        drawn = [enumeration.sample(self._batched(tables, chunk)) for chunk in chunks]
+        values = {name: torch.cat([each[name] for each in drawn]) for name in drawn[0]}
+        return {name: value.reshape(*position.shape[:-1], *value.shape[1:]) for name, value in values.items()}
 
     def _batched(self, function: Callable[[Any], Any], argument: Any) -> Any:
         with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), vmap_safe():
