@@ -14,6 +14,7 @@ from pyro_ebm._core.errors import (
     UnnormalizedObservationError,
 )
 from pyro_ebm._core.supports import spin
+from pyro_ebm.diagnostics.plots import plot_graph
 from pyro_ebm.distributions import (
     EnergyDistribution,
     GraphDistribution,
@@ -136,6 +137,7 @@ __all__ = [
     "init_to_pathfinder",
     "minimize",
     "mixture",
+    "plot_graph",
     "sample_graph",
     "spin",
     "to_arviz",

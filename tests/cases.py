@@ -13,21 +13,29 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ebm import (
+    BilinearEnergy,
     DistributionEnergy,
     DoubleWell,
     Energy,
+    FactorGraph,
+    FieldEnergy,
     FunctionEnergy,
     Funnel,
     GaussianMixture,
+    IsingEnergy,
     MixtureEnergy,
     NeuralEnergy,
+    PottsEnergy,
     QuadraticEnergy,
     Ring,
     Rosenbrock,
     ScaledEnergy,
     SumEnergy,
+    SumToZeroEnergy,
+    TableEnergy,
     correlated_gaussian,
     energy,
+    spin,
 )
 
 Shape = tuple[int, ...]
@@ -85,6 +93,10 @@ def simplices(size: int) -> Draw:
 
 def integers(high: int, *event: int) -> Draw:
     return lambda lead, dtype: torch.randint(high, (*lead, *event)).to(dtype)
+
+
+def spins(*event: int) -> Draw:
+    return lambda lead, dtype: 2 * torch.randint(2, (*lead, *event)).to(dtype) - 1
 
 
 # Networks
@@ -280,6 +292,37 @@ def _fixed(make: Callable[[], Energy]) -> Callable[[torch.dtype, int], Energy]:
     return lambda dtype, _: make().to(dtype)
 
 
+def _batched_table(dtype: torch.dtype, seed: int) -> Energy:
+    return TableEnergy(
+        nn.Parameter(randn(seed, 4, 3, 2, dtype=dtype)), 2, support=[constraints.integer_interval(0, 2), spin]
+    )
+
+
+def _potts(dtype: torch.dtype, seed: int) -> Energy:
+    return PottsEnergy(nn.Parameter(randn(seed, 2, 4, dtype=dtype)))
+
+
+def _batched_bilinear(dtype: torch.dtype, seed: int) -> Energy:
+    return BilinearEnergy(nn.Parameter(randn(seed, 4, 2, 3, dtype=dtype)))
+
+
+def _graph(dtype: torch.dtype, seed: int) -> FactorGraph:
+    g = FactorGraph()
+    x = g.variable("x", num_states=3, shape=(2, 2))
+    s = g.variable("s", support=spin, shape=(3,))
+    g.factor(PottsEnergy(nn.Parameter(randn(seed, 2, dtype=dtype))), x[:, :-1], x[:, 1:])
+    g.factor(IsingEnergy(randn(seed + 1, dtype=dtype)), s[torch.tensor([[0, 1], [2, 1]])])
+    g.factor(TableEnergy(randn(seed + 2, 3, 2, dtype=dtype), support=[x.support.base_constraint, spin]), x[0, 1], s[2])
+    g.factor(QuadraticEnergy(randn(seed + 3, 3, 3, dtype=dtype)), s)
+    return g
+
+
+def _conditioned_graph(dtype: torch.dtype, seed: int) -> Energy:
+    """Two of the labels known, with a value of their own for each element of the batch."""
+    known = torch.randint(3, (4, 2, 2), generator=torch.Generator().manual_seed(0))
+    return _graph(dtype, seed).condition(x=(known, torch.tensor([[True, False], [True, False]])))
+
+
 ENERGIES = [
     EnergyCase("neural", _neural(_perceptron, 2), ((2,),), (reals(2),)),
     EnergyCase("neural_image", _neural(_convolution, 1, 6, 6), ((1, 6, 6),), (reals(1, 6, 6),)),
@@ -328,6 +371,27 @@ ENERGIES = [
     EnergyCase("scaled_parameter", _scaled_by_parameter, ((3,),), (reals(3),)),
     EnergyCase("mixture", _mixture, ((3,),), (reals(3),)),
     EnergyCase("mixture_batch", _batched_mixture, ((3,),), (reals(3),), (4,)),
+    EnergyCase(
+        "table",
+        lambda dtype, seed: TableEnergy(randn(seed, 2, 3, dtype=dtype)),
+        ((), ()),
+        (integers(2), integers(3)),
+        discrete=True,
+    ),
+    EnergyCase("table_batch", _batched_table, ((), ()), (integers(3), spins()), (4,), discrete=True),
+    EnergyCase("field", lambda dtype, seed: FieldEnergy(randn(seed, 4, dtype=dtype)), ((),), (spins(),), (4,)),
+    EnergyCase("ising", lambda dtype, seed: IsingEnergy(randn(seed, dtype=dtype)), ((), ()), (spins(), spins())),
+    EnergyCase("potts", _potts, ((), ()), (integers(3), integers(3)), (2, 4)),
+    EnergyCase(
+        "bilinear",
+        lambda dtype, seed: BilinearEnergy(randn(seed, 2, 3, dtype=dtype)),
+        ((2,), (3,)),
+        (spins(2), spins(3)),
+    ),
+    EnergyCase("bilinear_batch", _batched_bilinear, ((2,), (3,)), (reals(2), reals(3)), (4,)),
+    EnergyCase("sum_to_zero", lambda dtype, seed: SumToZeroEnergy(3, randn(seed, dtype=dtype)), ((3,),), (reals(3),)),
+    EnergyCase("graph", _graph, ((2, 2), (3,)), (integers(3, 2, 2), spins(3)), discrete=True),
+    EnergyCase("graph_batch", _conditioned_graph, ((2,), (3,)), (integers(3, 2), spins(3)), (4,), discrete=True),
     EnergyCase("correlated_gaussian", lambda dtype, _: correlated_gaussian(3, 0.7, dtype=dtype), ((3,),), (reals(3),)),
     EnergyCase("double_well", _fixed(lambda: DoubleWell(2, barrier=2.0)), ((2,),), (reals(2),)),
     EnergyCase("ring", _fixed(lambda: Ring(1.0, 0.5)), ((2,),), (reals(2),)),

@@ -217,18 +217,18 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
 
     def _exact_sample(self, sample_shape: Size) -> Tensor | None:
         """Draws by the energy itself, if it has any for this batch and base."""
+        energy: object = self.energy
         extra = len(self.batch_shape) - len(self.energy.batch_shape)
-        same_batch = self.batch_shape[extra:] == self.energy.batch_shape
-        if self.base is not None or not same_batch or not isinstance(self.energy, HasExactDraws):
+        if self.base is not None or self.batch_shape[extra:] != self.energy.batch_shape:
             return None
         shape = sample_shape + self.batch_shape[:extra]
-        if not isinstance(self.energy, FactorGraph):
-            return self.energy.sample(shape)
-        try:
-            (draws,) = self.energy.sample(shape).values()
-        except (GraphError, TreewidthError):
-            return None
-        return draws
+        if isinstance(energy, FactorGraph):
+            try:
+                (draws,) = energy.sample(shape).values()
+            except (GraphError, TreewidthError):
+                return None
+            return draws
+        return energy.sample(shape) if isinstance(energy, HasExactDraws) else None
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and device of the energy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Self
 
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
@@ -66,8 +66,7 @@ class GraphDistribution(StructuredDistribution):
         return self.graph.log_partition()
 
     def _marginals(self) -> Tensor:
-        probabilities: Any = self.graph.marginals()[self._name]
-        return probabilities  # type: ignore[no-any-return]
+        return self.graph.marginals()[self._name]
 
     def _mode(self) -> Tensor:
         return self.graph.mode()[self._name]

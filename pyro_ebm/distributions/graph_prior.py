@@ -30,7 +30,7 @@ class GraphPrior:
         if self._joint is None:
             self._joint = self._draw_all(shape)
         whole = self._joint[name]
-        self._last = whole if index is None else whole[(..., *index)]
+        self._last = whole if index is None else whole[(Ellipsis, *index)]
         return self._last
 
     def see(self, name: str, index: tuple[int, ...] | None, value: Tensor) -> None:

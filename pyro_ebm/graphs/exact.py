@@ -11,6 +11,7 @@ from torch import Generator, Size, Tensor
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs import elimination
 from pyro_ebm.graphs.factor import Factor
+from pyro_ebm.graphs.forest_tables import forest_tables
 from pyro_ebm.graphs.gaussian import BandedGaussian, banded_gaussian
 from pyro_ebm.graphs.quadratic_forms import is_gaussian
 from pyro_ebm.graphs.tables import LogTables, log_tables
@@ -88,12 +89,14 @@ class ExactParts:
 
     def log_partition(self) -> Tensor:
         """See `FactorGraph.log_partition`."""
-        discrete = elimination.log_partition(self.tables)
+        forest = forest_tables(self.tables)
+        discrete = elimination.log_partition(self.tables) if forest is None else forest.log_partition()
         return discrete if self.gaussian is None else discrete + self.gaussian.log_partition()
 
     def marginals(self) -> Marginals:
         """See `FactorGraph.marginals`."""
-        singles, groups = elimination.marginals(self.tables)
+        forest = forest_tables(self.tables)
+        singles, groups = elimination.marginals(self.tables) if forest is None else forest.marginals()
         means, variances = {}, {}
         if self.gaussian is not None:
             means, variances = self._split(self.gaussian.mean()), self._split(self.gaussian.variance())
@@ -101,23 +104,28 @@ class ExactParts:
 
     def mode(self) -> dict[str, Tensor]:
         """See `FactorGraph.mode`."""
-        found = values_of(self.tables, elimination.mode(self.tables))
+        forest = forest_tables(self.tables)
+        found = values_of(self.tables, elimination.mode(self.tables) if forest is None else forest.mode())
         return found if self.gaussian is None else {**found, **self._split(self.gaussian.mean().detach())}
 
     def sample(self, sample_shape: Size, generator: Generator | None) -> dict[str, Tensor]:
         """See `FactorGraph.sample`."""
-        drawn = values_of(self.tables, elimination.sample(self.tables, sample_shape, generator))
-        if self.gaussian is not None:
-            with torch.no_grad():
+        with torch.no_grad():
+            forest = forest_tables(self.tables)
+            if forest is None:
+                states = elimination.sample(self.tables, sample_shape, generator)
+            else:
+                states = forest.sample(sample_shape, generator)
+            drawn = values_of(self.tables, states)
+            if self.gaussian is not None:
                 drawn.update(self._split(self.gaussian.sample(sample_shape, generator)))
         return drawn
 
     def entropy(self) -> Tensor:
         """See `FactorGraph.entropy`."""
-        discrete = elimination.entropy(self.tables)
-        if self.gaussian is None:
-            return discrete
-        return discrete + self.gaussian.entropy()
+        forest = forest_tables(self.tables)
+        discrete = elimination.entropy(self.tables) if forest is None else forest.entropy()
+        return discrete if self.gaussian is None else discrete + self.gaussian.entropy()
 
     def _split(self, elements: Tensor) -> dict[str, Tensor]:
         parts = elements.split([variable.numel for variable in self.real], dim=-1)

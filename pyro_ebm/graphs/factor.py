@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.concrete import concrete
+from pyro_ebm._core.concrete import to_numpy
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.shapes import broadcast, check_energy_shape
 from pyro_ebm._core.supports import same_support, strip_independent, with_event_dim
@@ -173,11 +174,11 @@ def wire(energy: Energy, given: Sequence[Variable | Elements]) -> Factor:
     index = torch.stack([c.expand(count) for c in columns], -1) if columns else torch.empty(1, 0, dtype=torch.long)
     names = [name for argument in arguments if not argument.whole for name in argument.names]
     for one, other in combinations(range(len(columns)), 2):
-        same = index[:, one] == index[:, other]
-        if names[one] == names[other] and bool(same.any()):
-            row = int(same.nonzero()[0])
+        first, second = to_numpy(index[:, one]), to_numpy(index[:, other])
+        if names[one] == names[other] and (first == second).any():
+            row = int((first == second).argmax())
             raise GraphError(
-                f'{what}: got element {int(index[row, one])} of "{names[one]}" twice in scope {row}, expected distinct '
+                f'{what}: got element {first[row]} of "{names[one]}" twice in scope {row}, expected distinct '
                 "elements. Use an energy over fewer variables for it."
             )
     if columns and energy.batch_shape[-1:] not in (Size(), Size([1]), Size([count])):
