@@ -66,7 +66,8 @@ class GraphDistribution(StructuredDistribution):
         return self.graph.log_partition()
 
     def _marginals(self) -> Tensor:
-        return self.graph.marginals()[self._name]
+        probabilities: Tensor = self.graph.marginals()[self._name]
+        return probabilities
 
     def _mode(self) -> Tensor:
         return self.graph.mode()[self._name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -30,7 +31,8 @@ class GraphPrior:
         if self._joint is None:
             self._joint = self._draw_all(shape)
         whole = self._joint[name]
-        self._last = whole if index is None else whole[(Ellipsis, *index)]
+        place: Any = () if index is None else index
+        self._last = whole[(..., *place)]
         return self._last
 
     def see(self, name: str, index: tuple[int, ...] | None, value: Tensor) -> None:

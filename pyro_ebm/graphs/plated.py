@@ -134,7 +134,7 @@ class PlatedGraph:
                 if outer:
                     left.append(PlatedFactor(outer, target, message))
                 else:
-                    total = total + message.flatten(lead).squeeze(-1)
+                    total = total + message.reshape(message.shape[:lead])
         return torch.as_tensor(total), parts
 
     def _components(

@@ -92,7 +92,10 @@ class Enumeration:
         Args:
             log_probs: by site of the model, for those in `scopes`, computed with the values that `Enumerate` gives.
         """
-        return self.graph.log_partition(self._factors(self.tables(log_probs)))
+        try:
+            return self.graph.log_partition(self._factors(self.tables(log_probs)))
+        except GraphError as error:
+            raise BatchingError(f"the discrete sites cannot be summed out: {error}") from error
 
     def sample(self, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exact draws of the discrete sites, given `tables` with leading dims: by site `(*lead, *plates, *event)`."""
@@ -179,6 +182,7 @@ def find_enumeration(
         dims = {name: -num_plates - 1 - k for k, name in enumerate(names[first : first + _AT_ONCE])}
         messenger = Enumerate(dims, most=2)
         for name, log_prob in run(messenger, scored).apart.items():
+            _require_same_plates(name, log_prob, scored[name]["log_prob"], num_plates)
             scopes[name].update(
                 {site: None for site, dim in dims.items() if -dim <= log_prob.dim() and log_prob.shape[dim] > 1}
             )
@@ -195,6 +199,19 @@ def find_enumeration(
         {name: scored[name]["infer"]["element_of"] for name in names if "element_of" in scored[name]["infer"]},
         num_plates,
     )
+
+
+def _require_same_plates(name: str, log_prob: Tensor, usual: Tensor, num_plates: int) -> None:
+    """Check the batch dims of a log probability when discrete sites take all their values."""
+    for dim in range(-min(num_plates, log_prob.dim()), 0):
+        expected = usual.shape[dim] if -dim <= usual.dim() else 1
+        if log_prob.shape[dim] not in (1, expected):
+            raise BatchingError(
+                f'site "{name}": got size {log_prob.shape[dim]} at dim {dim} of its log probability when the discrete '
+                f"sites take all their values, expected {expected}. These values lie along a dim to the left of all "
+                "plates, and have size one along their plates: index or sum them along neither. What couples elements "
+                "of a plate needs them as sites of their own (for i in pyro.plate(...))."
+            )
 
 
 def _require_feasible(
@@ -228,8 +245,3 @@ def _colours(names: Sequence[str], scopes: Collection[Collection[str]]) -> dict[
         taken = {colours[other] for other in meets[name] if other in colours}
         colours[name] = next(colour for colour in range(len(names)) if colour not in taken)
     return colours
-
-
-def explained(error: GraphError) -> BatchingError:
-    """What elimination says of a graph, said of a model."""
-    return BatchingError(f"the discrete sites cannot be summed out: {error}")

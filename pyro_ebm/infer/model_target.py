@@ -16,13 +16,13 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ebm._core.errors import BatchingError, GraphError
+from pyro_ebm._core.errors import BatchingError
 from pyro_ebm._core.gradients import value_alone, value_and_gradient
 from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.supports import same_support
 from pyro_ebm.infer.coordinates import Coordinates, unconstrained
-from pyro_ebm.infer.enumeration import Enumerate, Enumeration, explained, find_enumeration
+from pyro_ebm.infer.enumeration import Enumerate, Enumeration, find_enumeration
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.messengers import LogJoint, Pointwise
 from pyro_ebm.infer.structure import LatentSite, read_structure, trace_model
@@ -135,10 +135,7 @@ class ModelTarget:
                     )
             return handler
 
-        try:
-            return find_enumeration(run, trace, self.structure.enumerated)
-        except GraphError as error:
-            raise explained(error) from error
+        return find_enumeration(run, trace, self.structure.enumerated)
 
     def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
