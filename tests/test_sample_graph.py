@@ -116,7 +116,7 @@ def test_partial_evidence_and_normalisation() -> None:
 
 
 def test_plates_and_batches() -> None:
-    g = lattice(torch.tensor([0.3, 0.8, -0.2, 1.0]))
+    g = lattice(torch.tensor([[0.3], [0.8], [-0.2], [1.0]]))
     assert g.batch_shape == (4,)
     x = torch.randint(2, (4, 2, 3))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
+from pyro_ebm._core.concrete import true_entries
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.supports import strip_independent, with_event_dim
 from pyro_ebm._core.validation import validation_enabled
@@ -76,7 +77,7 @@ def read_evidence(variable: Variable, given: Tensor | tuple[Tensor, Tensor]) -> 
         value = variable.values(variable.states(known), value.dtype if value.is_floating_point() else None)
     elif validation_enabled() and not bool(_inside(variable, value, mask).all()):
         raise GraphError(f"{what}: got values outside of its support {variable.support}, expected them in it.")
-    return Evidence(variable, value, torch.nonzero(~mask.flatten()).squeeze(-1))
+    return Evidence(variable, value, true_entries(~mask.flatten()))
 
 
 def _inside(variable: Variable, value: Tensor, mask: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ def _conditioned(factor: Factor, evidence: Mapping[str, Evidence]) -> list[Facto
     code = (known * 2 ** torch.arange(columns)).sum(-1)
     parts = []
     for pattern in code.unique().tolist():
-        rows = torch.nonzero(code == pattern).squeeze(-1)
+        rows = true_entries(code == pattern)
         parts.append(restricted(factor, rows, pattern, evidence, places))
     return parts
 

@@ -57,8 +57,7 @@ class Variable:
                 f'variable "{self.name}": got values of dtype {value.dtype}, expected integers: they are labels. '
                 "Use value.long()."
             )
-        state = torch.div(value - low, step, rounding_mode="floor") if step != 1 else value.to(torch.long) - low
-        state = state.to(torch.long)
+        state = ((value - low) / step).to(torch.long) if step != 1 else value.to(torch.long) - low
         if validation_enabled() and value.numel():
             bad = (state < 0) | (state >= count) | (low + step * state != value)
             if bool(bad.any()):
