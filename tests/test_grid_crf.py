@@ -92,7 +92,7 @@ def test_some_labels_observed() -> None:
     d = crf((4,), per_edge=True)
     observed = torch.tensor([[True, False, False], [True, True, False]])
     value = STATES[37].expand(4, 2, 3)
-    agrees = ((STATES == STATES[37]) | ~observed).flatten(1).all(-1)
+    agrees = ((STATES[37] == STATES) | ~observed).flatten(1).all(-1)
     log_prob = d.log_prob(STATES.unsqueeze(1))
     torch.testing.assert_close(d.log_prob_partial(value, observed), log_prob[agrees].logsumexp(0))
     given = d.condition(value, observed)

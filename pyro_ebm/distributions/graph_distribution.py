@@ -60,14 +60,14 @@ class GraphDistribution(StructuredDistribution):
         super().__init__(graph.batch_shape, variable.shape, found[2], validate_args=validate_args)
 
     def _score(self, value: Tensor) -> Tensor:
-        return -self.graph(value)
+        score: Tensor = -self.graph(value)
+        return score
 
     def _log_partition(self) -> Tensor:
         return self.graph.log_partition()
 
     def _marginals(self) -> Tensor:
-        probabilities: Tensor = self.graph.marginals()[self._name]
-        return probabilities
+        return self.graph.marginals()[self._name]
 
     def _mode(self) -> Tensor:
         return self.graph.mode()[self._name]

@@ -12,8 +12,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_ebm._core.concrete import concrete
-from pyro_ebm._core.concrete import to_numpy
+from pyro_ebm._core.concrete import concrete, to_numpy
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.shapes import broadcast, check_energy_shape
 from pyro_ebm._core.supports import same_support, strip_independent, with_event_dim
