@@ -3,7 +3,8 @@
 Counts `y_i ~ Poisson(e_i exp(alpha + sigma φ_i))` in the areas of a made-up map (a triangular lattice), with expected
 counts e, and a spatial effect φ under an intrinsic conditional autoregression (Besag, York and Mollié 1991): its
 energy is `½ Σ_ij (φ_i - φ_j)²` over neighbours, with a sum of zero. Its log Z depends on nothing, so that the scale
-sigma is learned beside it. The answer is compared with the true risks, which are known here, and with the raw ratios y / e.
+sigma is learned beside it. The answer is compared with the true risks, which are known here, and with the raw ratios
+y / e.
 
 Run it with `python examples/disease_mapping.py`.
 """
@@ -58,7 +59,7 @@ def draw(path: Path, places: Tensor, maps: dict[str, Tensor]) -> None:
     figure, axes = plt.subplots(1, len(maps), figsize=(4 * len(maps), 3.4), constrained_layout=True)
     low, high = -1.0, 1.0
     for axis, (title, values) in zip(axes, maps.items(), strict=True):
-        shown = axis.scatter(*places.T, c=values, s=60, marker="h", vmin=low, vmax=high, cmap="RdBu_r")
+        shown = axis.scatter(*places.T, c=values, s=160, marker="h", vmin=low, vmax=high, cmap="RdBu_r")
         axis.set_title(title)
         axis.set_axis_off()
     figure.colorbar(shown, ax=axes, label="log risk")
