@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from pyro_ebm._core.errors import (
     BatchingError,
+    ConvergenceWarning,
     EnergyShapeError,
     EnergySupportError,
     GraphError,
@@ -53,7 +54,18 @@ from pyro_ebm.energies import (
     minimize,
     mixture,
 )
-from pyro_ebm.graphs import FactorGraph, Marginals
+from pyro_ebm.graphs import (
+    Approximation,
+    FactorGraph,
+    Marginals,
+    Network,
+    belief_propagation,
+    mean_field,
+    read_graph,
+    read_network,
+    tree_reweighted,
+    write_graph,
+)
 from pyro_ebm.infer import (
     HMC,
     MALA,
@@ -75,10 +87,12 @@ from pyro_ebm.models import ICAR, GaussianMRF, Ising, Potts, SpinGlass
 
 __all__ = [
     "AdjustedMCLMC",
+    "Approximation",
     "Barker",
     "BatchingError",
     "BilinearEnergy",
     "ChEES",
+    "ConvergenceWarning",
     "Descent",
     "DistributionEnergy",
     "DoubleWell",
@@ -109,6 +123,7 @@ __all__ = [
     "Marginals",
     "MixtureEnergy",
     "NUTS",
+    "Network",
     "NeuralEnergy",
     "Normalizer",
     "Potts",
@@ -131,14 +146,20 @@ __all__ = [
     "UnderdampedLangevin",
     "UnnormalizedError",
     "UnnormalizedObservationError",
+    "belief_propagation",
     "correlated_gaussian",
     "energy",
     "factor",
     "init_to_pathfinder",
+    "mean_field",
     "minimize",
     "mixture",
     "plot_graph",
+    "read_graph",
+    "read_network",
     "sample_graph",
     "spin",
     "to_arviz",
+    "tree_reweighted",
+    "write_graph",
 ]

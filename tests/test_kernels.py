@@ -324,6 +324,10 @@ def test_hmc_accepts_by_the_hamiltonian() -> None:
 # ChEES-HMC
 
 
+def chees_randomness(position: Tensor, random: torch.Generator) -> chees.Randomness:
+    return chees.randomness_of(chees.draw_seed(position, random), position)
+
+
 def chees_parameters(step_size: float, length: float) -> chees.Parameters:
     return chees.Parameters(float64(step_size), float64(length))
 
@@ -338,11 +342,11 @@ def test_chains_of_chees_move_in_step(step_size: float, length: float) -> None:
     """All with `⌈u T / ε⌉` steps, u from van der Corput's sequence: 1/2, 1/4, 3/4, 1/8, ..."""
     start, random = randn(1, 12, 2), generator(2)
     parameters = chees_parameters(step_size, length)
-    state = chees.init(standard_normal, start, parameters, chees.draw_randomness(start, random))
+    state = chees.init(standard_normal, start, parameters, chees_randomness(start, random))
     for number in range(1, 40):
         expected = math.ceil(van_der_corput(number) * length / step_size)
         for tick in range(1, expected + 1):
-            state, info = chees.step(standard_normal, state, chees.draw_randomness(start, random), parameters)
+            state, info = chees.step(standard_normal, state, chees_randomness(start, random), parameters)
             assert bool((info.done == (tick == expected)).all())
             assert bool((info.n_steps == tick).all())
         torch.testing.assert_close(info.trajectory_length, float64(van_der_corput(number) * length).expand(12))
@@ -352,7 +356,7 @@ def test_chains_of_chees_move_in_step(step_size: float, length: float) -> None:
 def test_no_transition_of_chees_is_endless(step_size: float, length: float) -> None:
     start = randn(1, 5, 2)
     parameters = chees_parameters(step_size, length)
-    state = chees.init(standard_normal, start, parameters, chees.draw_randomness(start, generator(1)))
+    state = chees.init(standard_normal, start, parameters, chees_randomness(start, generator(1)))
     assert 1 <= int(state.remaining) <= chees.MAX_NUM_STEPS
 
 
@@ -360,7 +364,7 @@ def test_chees_accepts_by_the_hamiltonian() -> None:
     log_density = log_density_of(DoubleWell(3, 1.5).double())
     start, step_size = randn(1, 100, 3).clamp(-1.5, 1.5), float64(0.35)
     parameters = chees_parameters(0.35, 1.2)  # the first trajectory has half the length: two steps
-    first, middle, last = (chees.draw_randomness(start, generator(seed)) for seed in (1, 2, 3))
+    first, middle, last = (chees_randomness(start, generator(seed)) for seed in (1, 2, 3))
     state = chees.init(log_density, start, parameters, first)
     state, info = chees.step(log_density, state, middle, parameters)
     assert not info.done.any()
@@ -620,7 +624,7 @@ def test_nuts_grows_the_trees_of_a_plain_recursive_sampler(case: TreeCase) -> No
             tree = plain_nuts(
                 log_density.log_density,
                 states[begin].position[chain],
-                rows[begin].momentum[chain],
+                rows[begin].momentum[chain].double(),
                 case.step_size,
                 case.max_depth,
                 uniforms[begin : end + 1, :, chain].tolist(),

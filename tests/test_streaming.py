@@ -431,7 +431,7 @@ def test_draws_larger_than_what_a_run_takes(tmp_path: Path) -> None:
 def test_a_million_dimensions(kernel: str, most_mb: float) -> None:
     """A position of two chains is 8 MB; a number for each pair of dimensions would be 4 TB.
 
-    NUTS keeps 27 vectors for each chain at its checkpoints. Its trajectories diverge at once here: what they take does
+    NUTS keeps 27 vectors for each chain, of its subtrees. Its trajectories diverge at once here: what they take does
     not depend on their length.
     """
     code = """

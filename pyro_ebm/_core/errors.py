@@ -35,3 +35,7 @@ class InitializationError(RuntimeError):
 
 class SamplingWarning(UserWarning):
     """A run ended, but some chains need attention (divergences, stuck chains, saturated trees)."""
+
+
+class ConvergenceWarning(UserWarning):
+    """An iteration ended before its answer settled."""

@@ -13,13 +13,17 @@ def seeded_generator(device: torch.device) -> Generator:
     return generator
 
 
-def normal(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:
-    """Standard normal numbers with the dtype and device of `like`.
+def coarse_normal(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:
+    """Standard normal numbers on the device of `like`, in single precision, which is several times faster.
 
-    They are drawn in single precision, which is several times faster: as momenta and noise, their grain of 1e-7 is far
-    below any Monte Carlo error.
+    As momenta and noise, their grain of 1e-7 is far below any Monte Carlo error.
     """
-    return torch.randn(list(shape), generator=generator, dtype=torch.float32, device=like.device).to(like.dtype)
+    return torch.randn(list(shape), generator=generator, dtype=torch.float32, device=like.device)
+
+
+def normal(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:
+    """Those of `coarse_normal`, with the dtype of `like`."""
+    return coarse_normal(shape, like, generator).to(like.dtype)
 
 
 def uniform(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:

@@ -13,8 +13,8 @@ from pyro_ebm._core.errors import TreewidthError
 from pyro_ebm.graphs.ordering import elimination_order
 from pyro_ebm.graphs.tables import LogTables
 
-# Entries of the largest table that an exact answer may make: half a gigabyte in float64.
-MAX_TABLE_ENTRIES = 2**26
+# Entries of the largest table that an exact answer may make: a gigabyte in float64.
+MAX_TABLE_ENTRIES = 2**27
 
 
 @dataclass(frozen=True)

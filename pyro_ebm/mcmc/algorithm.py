@@ -96,13 +96,25 @@ def chees_algorithm(*, target_accept_prob: float = 0.8) -> Algorithm:
     """Hamiltonian Monte Carlo with a trajectory length learned across chains: see `chees`."""
     return Algorithm(
         name="ChEES-HMC",
-        init=chees.init,
-        draw_randomness=chees.draw_randomness,
-        step=chees.step,
+        init=_FromSeed(chees.init),
+        draw_randomness=chees.draw_seed,
+        step=_FromSeed(chees.step),
         adaptation=LengthAdaptation.start,
         parameters=_chees_parameters,
         target_accept_prob=target_accept_prob,
     )
+
+
+@dataclass(frozen=True)
+class _FromSeed:
+    """The `init` or `step` of ChEES-HMC, with a seed in the place of its random numbers."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, log_density: LogDensity, chains: Any, *rest: Any) -> Any:
+        position = chains if isinstance(chains, Tensor) else chains.position
+        made = (chees.randomness_of(each, position) if isinstance(each, chees.Seed) else each for each in rest)
+        return self.function(log_density, chains, *made)
 
 
 def _chees_parameters(adaptation: LengthAdaptation, _: Tensor) -> chees.Parameters:

@@ -2,7 +2,8 @@
 
 A chain that ends its trajectory stores its draw and starts the next one in the same tick. Trajectories double, with
 multinomial draws inside each new half, biased progressive draws between halves, and the generalised U-turn criterion,
-checked inside each half by checkpoints at its even leaves, and also across the seam of every two subtrees.
+also across the seam of every two subtrees. Inside the growing half it is checked by what is kept of its subtrees: of
+each size, the one that grows.
 
 References:
     Hoffman and Gelman 2014, The no-U-turn sampler.
@@ -18,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm._core.randomness import normal, uniform
+from pyro_ebm._core.randomness import coarse_normal, uniform
 from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error, hamiltonian, leapfrog
 
 
@@ -38,7 +39,7 @@ class Randomness(NamedTuple):
     """The random numbers of one tick.
 
     Attributes:
-        momentum: standard normal, `(chains, dim)`: for the chains that start a trajectory.
+        momentum: standard normal, `(chains, dim)`, of any precision: for the chains that start a trajectory.
         uniform: `(3, chains)`: for the leaf, the half and the direction.
     """
 
@@ -54,8 +55,8 @@ class State(NamedTuple):
             `energy` H `(chains,)`.
         initial_energy: H at the start of the trajectory, `(chains,)`.
         step_size: of this trajectory, `(chains,)`.
-        backward_position: the backward end, `(chains, dim)`, with its momentum and gradient; the growing half included.
-        forward_position: the forward end, likewise.
+        moving_position: the end at which the trajectory grows, `(chains, dim)`, with its momentum and gradient.
+        resting_position: the other end, likewise.
         log_weight: of the trajectory without the growing half, relative to its start, `(chains,)`.
         momentum_sum: over the same, `(chains, dim)`.
         seam_momentum: at the end from which the half grows, `(chains, dim)`.
@@ -66,9 +67,11 @@ class State(NamedTuple):
         half_log_weight: of the growing half, `(chains,)`.
         half_momentum_sum: over the growing half, `(chains, dim)`.
         leaf: the index of the next leaf in the growing half, `(chains,)`.
-        checkpoint_momentum: momenta at even leaves of the half, `(chains, slots, dim)`.
-        checkpoint_previous: momenta one leaf before, `(chains, slots, dim)`.
-        checkpoint_sum: momentum sums up to there, less half the momentum, `(chains, slots, dim)`.
+        half_first: the momentum at its first leaf, `(chains, dim)`.
+        first_momentum: for each size 2, 4, 8, ... of subtrees of the growing half, the momentum at the first leaf of
+            the subtree that grows, `(chains, sizes, dim)`.
+        first_sum: the sum of the momenta of the half up to there, less half of the last, `(chains, sizes, dim)`.
+        last_momentum: the momentum at the last leaf of the subtree before, `(chains, sizes, dim)`.
         acceptance_sum: of the acceptance probabilities of the leaves, `(chains,)`.
         n_steps: number of leapfrog steps of this trajectory, `(chains,)`.
     """
@@ -79,12 +82,12 @@ class State(NamedTuple):
     energy: Tensor
     initial_energy: Tensor
     step_size: Tensor
-    backward_position: Tensor
-    backward_momentum: Tensor
-    backward_gradient: Tensor
-    forward_position: Tensor
-    forward_momentum: Tensor
-    forward_gradient: Tensor
+    moving_position: Tensor
+    moving_momentum: Tensor
+    moving_gradient: Tensor
+    resting_position: Tensor
+    resting_momentum: Tensor
+    resting_gradient: Tensor
     log_weight: Tensor
     momentum_sum: Tensor
     seam_momentum: Tensor
@@ -97,9 +100,10 @@ class State(NamedTuple):
     half_log_weight: Tensor
     half_momentum_sum: Tensor
     leaf: Tensor
-    checkpoint_momentum: Tensor
-    checkpoint_previous: Tensor
-    checkpoint_sum: Tensor
+    half_first: Tensor
+    first_momentum: Tensor
+    first_sum: Tensor
+    last_momentum: Tensor
     acceptance_sum: Tensor
     n_steps: Tensor
 
@@ -137,17 +141,18 @@ class Info(NamedTuple):
 def draw_randomness(position: Tensor, generator: Generator) -> Randomness:
     """Draw the random numbers of a tick for chains at `position`, `(*ticks, chains, dim)`."""
     shape = position.shape
-    return Randomness(normal(shape, position, generator), uniform((*shape[:-2], 3, shape[-2]), position, generator))
+    momentum = coarse_normal(shape, position, generator)
+    return Randomness(momentum, uniform((*shape[:-2], 3, shape[-2]), position, generator))
 
 
 def init(log_density: LogDensity, position: Tensor, parameters: Parameters, randomness: Randomness) -> State:
     """Start a trajectory of every chain at `position`, `(chains, dim)`."""
     chains, dim = position.shape
     value, gradient = log_density(position)
-    momentum = randomness.momentum
+    momentum = randomness.momentum.to(position.dtype)
     energy = hamiltonian(value, momentum)
     zeros, count = torch.zeros_like(value), torch.zeros(chains, dtype=torch.long, device=position.device)
-    checkpoints = position.new_zeros(chains, max(parameters.max_tree_depth - 1, 1), dim)
+    subtrees = position.new_zeros(chains, max(parameters.max_tree_depth - 1, 1), dim)
     return State(
         position=position,
         log_density=value,
@@ -155,12 +160,12 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         energy=energy,
         initial_energy=energy,
         step_size=parameters.step_size.expand(chains),
-        backward_position=position,
-        backward_momentum=momentum,
-        backward_gradient=gradient,
-        forward_position=position,
-        forward_momentum=momentum,
-        forward_gradient=gradient,
+        moving_position=position,
+        moving_momentum=momentum,
+        moving_gradient=gradient,
+        resting_position=position,
+        resting_momentum=momentum,
+        resting_gradient=gradient,
         log_weight=zeros,
         momentum_sum=momentum,
         seam_momentum=momentum,
@@ -173,9 +178,10 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         half_log_weight=zeros - torch.inf,
         half_momentum_sum=torch.zeros_like(momentum),
         leaf=count,
-        checkpoint_momentum=checkpoints,
-        checkpoint_previous=checkpoints,
-        checkpoint_sum=checkpoints,
+        half_first=momentum,
+        first_momentum=subtrees,
+        first_sum=subtrees,
+        last_momentum=subtrees,
         acceptance_sum=zeros,
         n_steps=count,
     )
@@ -184,15 +190,13 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One leapfrog of every chain, and what follows from it for its tree."""
     log_uniform = randomness.uniform.log()
-    forward = state.direction > 0
 
     # Grow: one leapfrog at the moving end.
-    previous_momentum = choose(forward, state.forward_momentum, state.backward_momentum)
     position, momentum, value, gradient = leapfrog(
         log_density,
-        choose(forward, state.forward_position, state.backward_position),
-        previous_momentum,
-        choose(forward, state.forward_gradient, state.backward_gradient),
+        state.moving_position,
+        state.moving_momentum,
+        state.moving_gradient,
         (state.step_size * state.direction).unsqueeze(-1),
     )
     energy = hamiltonian(value, momentum)
@@ -200,12 +204,6 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     diverging = error > MAX_ENERGY_ERROR
     n_steps = state.n_steps + 1
     acceptance_sum = state.acceptance_sum + (-error).clamp(max=0).exp()
-    backward_position = choose(forward, state.backward_position, position)
-    backward_momentum = choose(forward, state.backward_momentum, momentum)
-    backward_gradient = choose(forward, state.backward_gradient, gradient)
-    forward_position = choose(forward, position, state.forward_position)
-    forward_momentum = choose(forward, momentum, state.forward_momentum)
-    forward_gradient = choose(forward, gradient, state.forward_gradient)
 
     # Draw within the growing half, in proportion to the weights.
     half_log_weight = torch.logaddexp(state.half_log_weight, -error)
@@ -216,31 +214,26 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     half_energy = choose(take_leaf, energy, state.half_energy)
     half_momentum_sum = state.half_momentum_sum + momentum
 
-    # Look for a U-turn in every subtree that this leaf completes: their first leaves are at checkpoints low to high.
-    slots = torch.arange(state.checkpoint_momentum.shape[1], device=state.leaf.device)
-    leaf = state.leaf.unsqueeze(-1)
-    odd = (leaf & 1) == 1
-    high = ((leaf >> (slots + 1)) & 1).sum(-1, keepdim=True)
-    low = high + 1 - (((leaf ^ (leaf + 1)) >> (slots + 1)) & 1).sum(-1, keepdim=True)
-    completed = odd & (slots >= low) & (slots <= high)
+    # Look for a U-turn in every subtree that this leaf completes, and keep what the next ones need.
     centred = half_momentum_sum - 0.5 * momentum
-    first, first_sum = state.checkpoint_momentum, state.checkpoint_sum
+    half_first = choose(state.leaf == 0, momentum, state.half_first)
+    first, first_sum, last = state.first_momentum, state.first_sum, state.last_momentum
+    levels = torch.arange(1, first.shape[1] + 1, device=state.leaf.device)
+    within = (torch.ones_like(levels) << levels) - 1  # the bits of a leaf's index that say where in its subtree it is
+    begins = (state.leaf.unsqueeze(-1) & within == 0) & (levels <= state.depth.unsqueeze(-1))
+    completes = (state.leaf + 1).unsqueeze(-1) & within == 0
     turns = _turns(centred.unsqueeze(1) - first_sum, first, momentum.unsqueeze(1))
-    half_turns = (completed & turns).any(-1)
-    if slots.shape[0] > 1:
-        # A subtree of two leaves or more on each side has its seam before the first leaf of the next checkpoint.
-        seam = completed[:, :-1] & completed[:, 1:]
-        left, right = state.checkpoint_previous[:, 1:], first[:, 1:]
-        left_sum = first_sum[:, 1:] - first_sum[:, :-1] - 0.5 * (right - first[:, :-1])
-        right_sum = half_momentum_sum.unsqueeze(1) - first_sum[:, 1:] + 0.5 * right
-        seam_turns = _turns(left_sum + right, first[:, :-1], right) | _turns(
-            right_sum + left, left, momentum.unsqueeze(1)
+    half_turns = completes[:, 0] & (completes & turns).any(-1)  # the first is implied, and tells where to look at all
+    if levels.shape[0] > 1:
+        # A subtree of four leaves or more has its seam before the first leaf of the one of half its size.
+        left, right, left_last = first[:, 1:], first[:, :-1], last[:, :-1]
+        left_sum = first_sum[:, :-1] - first_sum[:, 1:] - 0.5 * (right - left)
+        right_sum = half_momentum_sum.unsqueeze(1) - first_sum[:, :-1] + 0.5 * right
+        seam_turns = _turns(left_sum + right, left, right) | _turns(
+            right_sum + left_last, left_last, momentum.unsqueeze(1)
         )
-        half_turns = half_turns | (seam & seam_turns).any(-1)
-    write = (~odd & (slots == high)).unsqueeze(-1)
-    checkpoint_momentum = torch.where(write, momentum.unsqueeze(1), first)
-    checkpoint_previous = torch.where(write, previous_momentum.unsqueeze(1), state.checkpoint_previous)
-    checkpoint_sum = torch.where(write, centred.unsqueeze(1), first_sum)
+        half_turns = half_turns | (completes[:, 1] & (completes[:, 1:] & seam_turns).any(-1))
+    begins, completes = begins.unsqueeze(-1), completes.unsqueeze(-1)
 
     # Join the half to the trajectory when it is complete and good.
     broken = diverging | half_turns
@@ -251,14 +244,13 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     draw_log_density = choose(take_half, half_log_density, state.log_density)
     draw_energy = choose(take_half, half_energy, state.energy)
     momentum_sum = state.momentum_sum + half_momentum_sum
-    half_first = checkpoint_momentum[:, 0]
     # The three criteria need the outer ends: of the old part (its seam is the other end), and of the half.
-    old_end = choose(forward, backward_momentum, forward_momentum)
+    old_end = state.resting_momentum
     whole_turns = _turns(momentum_sum - 0.5 * (old_end + momentum), old_end, momentum)
     seam_turns = _turns(state.momentum_sum + half_first, old_end, half_first) | _turns(
         half_momentum_sum + state.seam_momentum, state.seam_momentum, momentum
     )
-    turned = whole_turns | (seam_turns & (state.depth > 0))
+    turned = whole_turns | ((state.depth > 0) & seam_turns)
     depth = state.depth + joined
     saturated = joined & ~turned & (depth == parameters.max_tree_depth)
     done = broken | (joined & (turned | saturated))
@@ -280,10 +272,10 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     # Start the next half, and where the trajectory is done the next trajectory.
     fresh = done | joined
     direction = choose(fresh, _direction(randomness.uniform[2]), state.direction)
-    next_energy = choose(done, hamiltonian(draw_log_density, randomness.momentum), draw_energy)
-    backward_momentum = choose(done, randomness.momentum, backward_momentum)
-    forward_momentum = choose(done, randomness.momentum, forward_momentum)
-    growing_end = choose(direction > 0, forward_momentum, backward_momentum)
+    swap = joined & (direction != state.direction)
+    new_momentum = randomness.momentum.to(position.dtype)
+    next_energy = choose(done, hamiltonian(draw_log_density, new_momentum), draw_energy)
+    moving_momentum = choose(done, new_momentum, choose(swap, state.resting_momentum, momentum))
     return State(
         position=draw,
         log_density=draw_log_density,
@@ -291,17 +283,17 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         energy=next_energy,
         initial_energy=choose(done, next_energy, state.initial_energy),
         step_size=choose(done, parameters.step_size, state.step_size),
-        backward_position=choose(done, draw, backward_position),
-        backward_momentum=backward_momentum,
-        backward_gradient=choose(done, draw_gradient, backward_gradient),
-        forward_position=choose(done, draw, forward_position),
-        forward_momentum=forward_momentum,
-        forward_gradient=choose(done, draw_gradient, forward_gradient),
+        moving_position=choose(done, draw, choose(swap, state.resting_position, position)),
+        moving_momentum=moving_momentum,
+        moving_gradient=choose(done, draw_gradient, choose(swap, state.resting_gradient, gradient)),
+        resting_position=choose(done, draw, choose(swap, position, state.resting_position)),
+        resting_momentum=choose(done, new_momentum, choose(swap, momentum, state.resting_momentum)),
+        resting_gradient=choose(done, draw_gradient, choose(swap, gradient, state.resting_gradient)),
         log_weight=choose(joined, torch.logaddexp(state.log_weight, half_log_weight), state.log_weight).masked_fill(
             done, 0
         ),
-        momentum_sum=choose(done, randomness.momentum, choose(joined, momentum_sum, state.momentum_sum)),
-        seam_momentum=choose(fresh, growing_end, state.seam_momentum),
+        momentum_sum=choose(done, new_momentum, choose(joined, momentum_sum, state.momentum_sum)),
+        seam_momentum=choose(fresh, moving_momentum, state.seam_momentum),
         depth=depth.masked_fill(done, 0),
         direction=direction,
         half_position=half_position,
@@ -311,9 +303,10 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         half_log_weight=half_log_weight.masked_fill(fresh, -torch.inf),
         half_momentum_sum=half_momentum_sum.masked_fill(fresh.unsqueeze(-1), 0),
         leaf=(state.leaf + 1).masked_fill(fresh, 0),
-        checkpoint_momentum=checkpoint_momentum,
-        checkpoint_previous=checkpoint_previous,
-        checkpoint_sum=checkpoint_sum,
+        half_first=half_first,
+        first_momentum=torch.where(begins, momentum.unsqueeze(1), first),
+        first_sum=torch.where(begins, centred.unsqueeze(1), first_sum),
+        last_momentum=torch.where(completes, momentum.unsqueeze(1), last),
         acceptance_sum=acceptance_sum.masked_fill(done, 0),
         n_steps=n_steps.masked_fill(done, 0),
     ), info

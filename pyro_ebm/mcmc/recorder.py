@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pyro_ebm.mcmc.buffers import Buffers, MappedBuffers, MemoryBuffers
 
+# So many at a time are copied in memory that the process has already: new memory is what takes long.
+_FEW_NUMBERS = 2**16
 _Finish = Callable[[Tensor], Tensor]
 
 
@@ -54,21 +56,23 @@ class Recorder:
         Returns:
             Which were stored, `(ticks, chains)`.
         """
-        number = self.transitions + done.cumsum(0)  # of the transition, from one
-        kept = done & (number % self.thinning == 0) & (number <= self.num_draws * self.thinning)
         in_step = bool((done == done[:, :1]).all() & (self.transitions == self.transitions[0]).all())
+        ended, before = (done[:, :1], self.transitions[:1]) if in_step else (done, self.transitions)
+        number = before + ended.cumsum(0)  # of the transition, from one
+        kept = ended & (number % self.thinning == 0) & (number <= self.num_draws * self.thinning)
         store = self._store_in_step if in_step else self._store
         store(kept, number // self.thinning - 1, values, finish or {})
-        self.transitions = self.transitions + done.sum(0)
-        return kept
+        self.transitions = self.transitions + ended.sum(0)
+        return kept.expand(done.shape)
 
     def _store(self, kept: Tensor, slot: Tensor, values: Mapping[str, Tensor], finish: Mapping[str, _Finish]) -> None:
-        ticks, chains = kept.nonzero(as_tuple=True)
-        slots = slot[ticks, chains]
+        # One index instead of two: taking rows by it is several times faster.
+        (taken,) = kept.flatten().nonzero(as_tuple=True)
+        places = taken % kept.shape[1] * self.num_draws + slot.flatten().index_select(0, taken)
         for name, value in values.items():
-            rows = finish.get(name, _as_it_is)(value[ticks, chains])
+            rows = finish.get(name, _as_it_is)(value.flatten(0, 1).index_select(0, taken))
             buffer = self._buffer(name, rows.shape[1:], rows.dtype)
-            buffer[chains.to(buffer.device), slots.to(buffer.device)] = rows.to(buffer.device)
+            buffer.flatten(0, 1).index_copy_(0, places.to(buffer.device), rows.to(buffer.device))
 
     def _store_in_step(
         self, kept: Tensor, slot: Tensor, values: Mapping[str, Tensor], finish: Mapping[str, _Finish]
@@ -77,9 +81,12 @@ class Recorder:
         (ticks,) = kept[:, 0].nonzero(as_tuple=True)
         first = int(slot[ticks[0], 0]) if len(ticks) else 0
         for name, value in values.items():
-            rows = finish.get(name, _as_it_is)(value[ticks])
-            buffer = self._buffer(name, rows.shape[2:], rows.dtype)
-            buffer[:, first : first + len(ticks)] = rows.transpose(0, 1)
+            at, some = first, max(1, _FEW_NUMBERS // max(value[0].numel(), 1))
+            for part in ticks.split(some):
+                rows = finish.get(name, _as_it_is)(value[part])
+                buffer = self._buffer(name, rows.shape[2:], rows.dtype)
+                buffer[:, at : at + len(part)] = rows.transpose(0, 1)
+                at += len(part)
 
     def _buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return self._buffers.buffer(name, (len(self.transitions), self.num_draws, *shape), dtype)

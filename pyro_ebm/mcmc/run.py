@@ -239,30 +239,39 @@ class Run:
 
     def _tick(self, carry: Any, randomness: Any, constants: Any) -> tuple[Any, Any]:
         """One tick, as a function of tensors: what a program repeats."""
-        (state, adaptation), (metric, warming_up, adapting, target) = carry, constants
+        (state, adaptation, unkept), (metric, target, warming_up, adapting, thinning) = carry, constants
         randomness, minibatch = randomness
         density = whiten(metric, at_minibatch(self._traceable, minibatch))
         parameters = self.algorithm.parameters(adaptation, warming_up)
         new_state, info = self.algorithm.step(density, state, randomness, parameters)
+        ended = info.done.any()  # until then there is nothing to learn or to say
         # A chain that is lost, or diverges wherever it goes, rejects in every tick: it would ruin the pool.
         sound = info.done & torch.isfinite(info.lp)
         adapted = adaptation.adapt(info, sound, target)
-        adaptation = pytree.tree_map(lambda new, old: torch.where(adapting, new, old), adapted, adaptation)
-        return (new_state, adaptation), (info, new_state.position)
+        adaptation = _where(adapting, _where(ended, adapted, adaptation), adaptation)
+        # What no chain keeps need not be computed.
+        unkept = unkept + info.done
+        kept = info.done & (unkept == thinning)
+        said = {name: value for name, value in info._asdict().items() if name not in _NOT_RECORDED}
+        said["position"] = new_state.position
+        nothing = pytree.tree_map(torch.zeros_like, said)
+        said = _where(ended, _where(kept.any(), said, nothing), nothing)
+        return (new_state, adaptation, unkept.masked_fill(kept, 0)), (info.done, said)
 
     def _part_of_block(self) -> None:
-        flags = (self.warming_up, self.warming_up and self.settings.adapt_step_size)
-        constants = (self.metric, *(torch.tensor(flag, device=self._target.device) for flag in flags), self._target)
-        carry = (self._state, self._adaptation)
+        thinning = 1 if self.warming_up else self.settings.thinning
+        settings = (self.warming_up, self.warming_up and self.settings.adapt_step_size, thinning)
+        constants = (self.metric, self._target, *(torch.tensor(each, device=self._target.device) for each in settings))
+        carry = (self._state, self._adaptation, self.draws.transitions % thinning)
         if self._program is None:
             self._program = self._make_program(carry, pytree.tree_map(lambda x: x[0], self._pending), constants)
         ahead = len(pytree.tree_leaves(self._pending)[0])
         ticks = ahead if self._program.rung == "C" else min(ahead, _SLOW_TICKS)
         randomness = pytree.tree_map(lambda x: x[:ticks], self._pending)
-        (self._state, self._adaptation), (info, whitened) = self._program(carry, randomness, constants)
+        (self._state, self._adaptation, _), (done, said) = self._program(carry, randomness, constants)
         self._pending = pytree.tree_map(lambda x: x[ticks:], self._pending) if ticks < ahead else None
         self._ticks += ticks
-        self._record(info, whitened)
+        self._record(done, said)
 
     def _make_program(self, carry: Any, randomness: Any, constants: Any) -> Program:
         if self.settings.compile == "no":
@@ -271,33 +280,31 @@ class Run:
         program, self.concerns = build_program(self._tick, carry, randomness, constants, patient=patient)
         return program
 
-    def _record(self, info: Any, whitened: Tensor) -> None:
-        """Take in what the chains say of a block, `(ticks, chains, ...)`."""
-        done = info.done
-        ended = done.sum(0)
-        finished = int(ended.sum())
-        if finished:
-            self._acceptance = torch.where(done, info.acceptance_rate, 0).sum() / finished
-        values = {name: value for name, value in info._asdict().items() if name not in _NOT_RECORDED}
-        values["position"] = whitened
+    def _record(self, done: Tensor, said: dict[str, Tensor]) -> None:
+        """Take in which chains ended a transition in a block, `(ticks, chains)`, and what they say where it is kept."""
         unwhiten = {"position": self.metric.to_position}
         if not self.warming_up:
-            kept = self.draws.record(done, values, unwhiten)
-            self._diverged = self._diverged + (kept & info.diverging).sum(0)
+            kept = self.draws.record(done, said, unwhiten)
+            (ticks,) = kept.any(-1).nonzero(as_tuple=True)  # few, where chains are thinned
+            kept = kept[ticks]
+            self._diverged = self._diverged + (kept & said["diverging"][ticks]).sum(0)
+            self._acceptance = _mean_where(kept, said["acceptance_rate"][ticks], self._acceptance)
             return
+        ended = done.sum(0)
+        self._acceptance = _mean_where(done, said["acceptance_rate"], self._acceptance)
         self._in_window = self._in_window + ended
         self._in_warmup = self._in_warmup + ended
         if self.settings.save_warmup:
-            self.warmup_draws.record(done, values, unwhiten)
+            self.warmup_draws.record(done, said, unwhiten)
         if self._windows[self._window].renews_metric:
+            lp, diverging, whitened = said["lp"], said["diverging"], said["position"]
             # A chain that needs shorter steps than the others is on its way to the bulk, or lost.
             usual = self._adaptation.step_sizes == self._adaptation.step_size
-            sound = done & torch.isfinite(info.lp) & ~info.diverging & usual
-            if finished:
-                sound = sound & (info.lp > _implausible(info.lp[sound], whitened.shape[-1]))
+            sound = done & torch.isfinite(lp) & ~diverging & usual
+            sound = sound & (lp > _implausible(lp[sound], whitened.shape[-1]))
             self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
-            self._mass = self._mass.update(done, info.lp, whitened)
-            self._diverged_in_window = self._diverged_in_window + (done & info.diverging & ~info.non_finite).sum(0)
+            self._mass = self._mass.update(done, lp, whitened)
+            self._diverged_in_window = self._diverged_in_window + (done & diverging & ~said["non_finite"]).sum(0)
 
     def _end_window_if_due(self) -> None:
         """Windows end by the *median* count, so that no chain waits, and no lost one hurries the others.
@@ -408,6 +415,17 @@ class Run:
         self.draws.load_state_dict(saved["draws"])
         self.warmup_draws.load_state_dict(saved["warmup_draws"])
         self.generator.set_state(saved["random_state"].cpu())
+
+
+def _where(condition: Tensor, new: Any, old: Any) -> Any:
+    """One of two trees of tensors."""
+    return pytree.tree_map(lambda x, y: torch.where(condition, x, y), new, old)
+
+
+def _mean_where(mask: Tensor, values: Tensor, otherwise: Tensor) -> Tensor:
+    """The mean of the values in the mask, `()`; something else if there is none."""
+    count = mask.sum()
+    return torch.where(count > 0, torch.where(mask, values, 0).sum() / count, otherwise)
 
 
 def _implausible(lp: Tensor, dim: int) -> Tensor:

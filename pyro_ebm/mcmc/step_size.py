@@ -66,6 +66,7 @@ class DualAveraging(NamedTuple):
 
     Attributes:
         log_step_size: the present `log ε`.
+        step_sizes: that of each chain, `(chains,)`: ε halved for each failure beyond a few.
         log_average: the average of `log ε`: what sampling uses.
         centre: the point towards which `log ε` shrinks.
         error: the running mean of target minus acceptance.
@@ -78,6 +79,7 @@ class DualAveraging(NamedTuple):
     """
 
     log_step_size: Tensor
+    step_sizes: Tensor
     log_average: Tensor
     centre: Tensor
     error: Tensor
@@ -96,7 +98,8 @@ class DualAveraging(NamedTuple):
         """
         zero, log_step = torch.zeros_like(step_size), step_size.log()
         nothing = zero.expand(num_chains)
-        return cls(log_step, log_step, log_step, zero, zero, nothing, nothing, nothing > 0, nothing)
+        steps = _step_sizes(log_step, nothing)
+        return cls(log_step, steps, log_step, log_step, zero, zero, nothing, nothing, nothing > 0, nothing)
 
     def update(
         self, acceptance: Tensor, done: Tensor, target: Tensor | float, *, delayed: bool = False
@@ -128,6 +131,7 @@ class DualAveraging(NamedTuple):
         decay = count**-_FORGETTING
         updated = DualAveraging(
             log_step_size=log_step,
+            step_sizes=_step_sizes(log_step, failures),
             log_average=decay * log_step + (1 - decay) * self.log_average,
             centre=self.centre,
             error=error,
@@ -138,7 +142,11 @@ class DualAveraging(NamedTuple):
             failures=failures,
         )
         waiting = self._replace(
-            acceptance_sum=acceptance_sum, transitions=transitions, stale=self.stale & ~done, failures=failures
+            step_sizes=_step_sizes(self.log_step_size, failures),
+            acceptance_sum=acceptance_sum,
+            transitions=transitions,
+            stale=self.stale & ~done,
+            failures=failures,
         )
         return DualAveraging(*(torch.where(full, new, old) for new, old in zip(updated, waiting, strict=True)))
 
@@ -149,7 +157,9 @@ class DualAveraging(NamedTuple):
 
     def settled(self) -> "DualAveraging":
         """See `Adaptation`."""
-        return self._replace(log_step_size=self.log_average, failures=torch.zeros_like(self.failures))
+        failures = torch.zeros_like(self.failures)
+        steps = _step_sizes(self.log_average, failures)
+        return self._replace(log_step_size=self.log_average, step_sizes=steps, failures=failures)
 
     def restarted(self, step_size: Tensor, *, same_scale: bool) -> "DualAveraging":
         """See `Adaptation`."""
@@ -160,10 +170,9 @@ class DualAveraging(NamedTuple):
         """The present step size, `()`."""
         return self.log_step_size.exp()
 
-    @property
-    def step_sizes(self) -> Tensor:
-        """That of each chain, `(chains,)`: halved for each failure beyond a few."""
-        return self.step_size * 0.5 ** (self.failures - _PATIENCE).clamp(min=0)
+
+def _step_sizes(log_step_size: Tensor, failures: Tensor) -> Tensor:
+    return log_step_size.exp() * 0.5 ** (failures - _PATIENCE).clamp(min=0)
 
 
 class FixedStepSize(NamedTuple):

@@ -8,11 +8,23 @@ import torch
 from torch import Tensor, fx
 
 from pyro_ebm._core.program import operations as operations  # registers its handlers
+from pyro_ebm._core.program.branches import guard_whole
+from pyro_ebm._core.program.carry import replace_carry
+from pyro_ebm._core.program.demand import guard_rows
 from pyro_ebm._core.program.inlining import inline_constants
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
 from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
-from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE
-from pyro_ebm._core.program.statements import Buffer, Operand, Statement, View, contiguous
+from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE, literal
+from pyro_ebm._core.program.statements import (
+    Buffer,
+    Guard,
+    Indirect,
+    Operand,
+    Statement,
+    View,
+    contiguous,
+    renumber,
+)
 
 _ALIGNMENT = 64
 
@@ -22,15 +34,18 @@ class CSource:
     """C code for `carry, y = step(carry, x, constants)`, repeated.
 
     Attributes:
-        text: the code, with the function `void run(void** memory, void** library, char* arena, int64_t repetitions)`.
-            `memory` points to the carry, the stacked x and the constants, then the stacked y, then `captured`.
+        text: the code, with the function `void run(void** memory, void** library, char* arena, int64_t repetitions,
+            int forced)`. `memory` points to the carry, the stacked x and the constants, then the stacked y, which holds
+            zeros, then `captured`. Where `forced` is one, all `choices` fall on what is new.
         arena_size: bytes of scratch memory.
         captured: tensors that the graph holds.
+        choices: names of the nodes that select all or nothing, by one boolean.
     """
 
     text: str
     arena_size: int
     captured: tuple[Tensor, ...]
+    choices: frozenset[str]
 
 
 def write_source(
@@ -51,16 +66,17 @@ def write_source(
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise UnsupportedError(f"a carry that turns from {_kind(old)} to {_kind(new)}")
     results = lowering.outputs(nodes)
-    y = [
-        lowering.copy(result, value.dtype, lowering.new_view(value.dtype, value.shape, "output"))
-        for result, value in zip(results[len(carry) :], outputs[len(carry) :], strict=True)
-    ]
-    _replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
-    buffers = lowering.buffers
-    _mark_constant(lowering.statements, buffers)
-    inline_constants(lowering.statements, buffers)
-    statements = _live(lowering.statements, buffers)
+    y = [lowering.new_view(value.dtype, value.shape, "output") for value in outputs[len(carry) :]]
+    for result, place in zip(results[len(carry) :], y, strict=True):
+        _store(lowering, result, place)
+    replace_carry(lowering, lowering.inputs[: len(carry)], results[: len(carry)])
+    statements, buffers = lowering.statements, lowering.buffers
     _mark_constant(statements, buffers)
+    inline_constants(statements, buffers)
+    _drop_dead(statements, buffers)
+    _mark_constant(statements, buffers)
+    guard_rows(statements, buffers)
+    guard_whole(statements, buffers)
     once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
     repeated = [i for i, s in enumerate(statements) if not buffers[s.target_view.buffer].constant]
     loops = [group(statements, once), group(statements, repeated)]
@@ -79,7 +95,7 @@ def write_source(
     text = "\n".join(
         [
             PREAMBLE,
-            "void run(void** memory, void** library, char* arena, int64_t repetitions) {",
+            "void run(void** memory, void** library, char* arena, int64_t repetitions, int forced) {",
             "gemm_f64* dgemm = (gemm_f64*)library[0]; gemm_f32* sgemm = (gemm_f32*)library[1];",
             "(void)dgemm; (void)sgemm;",
             *pointers,
@@ -92,36 +108,30 @@ def write_source(
             "",
         ]
     )
-    return CSource(text, size, tuple(lowering.captured.values())), outputs
+    return CSource(text, size, tuple(lowering.captured.values()), frozenset(lowering.choices)), outputs
 
 
 def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
-def _replace_carry(lowering: Lowering, old: list[View], new: list[View]) -> None:
-    """Copy the results over the carry, in place, once nothing reads it any more."""
-    inputs = {view.buffer for view in old}
-    new = [
-        lowering.copy(result, lowering.buffers[result.buffer].dtype)
-        if result.buffer in inputs and result != place
-        else result
-        for place, result in zip(old, new, strict=True)
-    ]
-    readers: dict[int, set[int]] = {}
-    for number, statement in enumerate(lowering.statements):
-        for view in statement.views():
-            readers.setdefault(view.buffer, set()).add(number)
-    for place, result in zip(old, new, strict=True):
-        if result != place:
-            dtype = lowering.buffers[place.buffer].dtype
-            statement = Statement(place.sizes, (Operand(result, dtype),), place, dtype)
-            statement.replaces = readers.get(place.buffer, set())
-            lowering.emit(statement)
+def _store(lowering: Lowering, result: View, place: View) -> None:
+    """Copy a result to memory that holds zeros: where one boolean chooses between it and zero, if it does."""
+    dtype, guards = lowering.buffers[place.buffer].dtype, frozenset[Guard]()
+    source: View | Indirect | str = result
+    while isinstance(source, View):
+        writers = [s for s in lowering.statements if s.target_view.buffer == source.buffer]
+        if len(writers) != 1 or writers[0].target != source or not writers[0].chooses:
+            break
+        mask, chosen, otherwise = writers[0].operands
+        if otherwise.source != literal(0, dtype) or not isinstance(mask.source, View) or chosen.dtype != dtype:
+            break
+        guards, source = guards | {Guard(mask.source, True)}, chosen.source
+    lowering.emit(Statement(place.sizes, (Operand(source, dtype),), place, dtype, guards=guards))
 
 
-def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]:
-    """Drop what nothing reads, and renumber."""
+def _drop_dead(statements: list[Statement], buffers: list[Buffer]) -> None:
+    """Drop what nothing reads."""
     read: set[int] = {b.index for b in buffers if b.role != "local"}
     kept: list[int] = []
     for number in range(len(statements) - 1, -1, -1):
@@ -129,13 +139,7 @@ def _live(statements: list[Statement], buffers: list[Buffer]) -> list[Statement]
         if statement.target_view.buffer in read:
             kept.append(number)
             read.update(view.buffer for view in statement.views())
-    kept.reverse()
-    number_of = {old: new for new, old in enumerate(kept)}
-    live = [statements[i] for i in kept]
-    for statement in live:
-        statement.after = {number_of[i] for i in statement.after if i in number_of}
-        statement.replaces = {number_of[i] for i in statement.replaces if i in number_of}
-    return live
+    renumber(statements, kept[::-1])
 
 
 def _mark_constant(statements: list[Statement], buffers: list[Buffer]) -> None:

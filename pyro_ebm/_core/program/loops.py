@@ -19,6 +19,9 @@ _FOLDS = {
 }
 _SIMD_FOLDS = {"sum": "+", "prod": "*", "or": "|", "and": "&"}
 
+# Loops no longer than this are unrolled, and the loop around them is what is vectorised.
+_SHORT = 4
+
 Access = tuple[int, int, tuple[tuple[int, int], ...]]
 
 
@@ -28,9 +31,10 @@ def _trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass
 class Loop:
-    """Statements that share a loop nest over `sizes`; one opaque statement is a loop of its own."""
+    """Statements that share a loop nest over `sizes`, and its guards; one opaque statement is a loop of its own."""
 
     sizes: tuple[int, ...]
+    guards: frozenset[tuple[Access, bool]] = frozenset()
     statements: list[int] = field(default_factory=list)
 
 
@@ -39,7 +43,7 @@ def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     waiting, done, loops = list(chosen), set(range(len(statements))) - set(chosen), []
     while waiting:
         seed = next(i for i in waiting if statements[i].after <= done and statements[i].replaces - {i} <= done)
-        loop = Loop(_trimmed(statements[seed].sizes))
+        loop = Loop(_trimmed(statements[seed].sizes), _guards(statements[seed]))
         # What this loop writes: where, and whether a later statement of it may read it in the same place.
         written: dict[int, Access | None] = {}
         members: set[int] = set()
@@ -65,6 +69,10 @@ def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     return loops
 
 
+def _guards(statement: Statement) -> frozenset[tuple[Access, bool]]:
+    return frozenset((guard.mask.access, guard.wanted) for guard in statement.guards)
+
+
 def _fits(
     statements: list[Statement],
     number: int,
@@ -77,6 +85,8 @@ def _fits(
     if statement.code is not None:
         return not members and statement.after <= done and statement.replaces <= done
     if _trimmed(statement.sizes) != loop.sizes or not statement.after <= done | members:
+        return False
+    if _guards(statement) != loop.guards or any(guard.mask.buffer in written for guard in statement.guards):
         return False
     if statement.target_view.buffer in written:  # a second writer waits
         return False
@@ -156,24 +166,42 @@ class LoopWriter:
                     before.append(f"for (int64_t i = 0; i < {count}; i++) {name}[i] = {statement.initial};")
                 simple = simple and (rank == 0 or strides[-1] != 0)
                 stores.append(self._store(statement.target, f"({kind})({_FOLDS[statement.fold].format(place, value)})"))
-        text = [*before]
+        text: list[str] = []
+        short = rank > 1 and self._sizes[-1] <= _SHORT
+        wide = rank - 2 if short else rank - 1  # the depth of the loop that the vectors of the processor run along
+        conditions = self._conditions()
         for depth in range(rank + 1):
+            text += [f"if ({' && '.join(conditions[depth])}) {{"] if depth in conditions else []
+            text += before if depth == 0 else []
             text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
             if depth < rank:
-                if depth == rank - 1 and simple and self._sizes[-1] > 1:
-                    inner = [(s, name) for s, _, name in folds]
+                if depth == wide and simple and self._sizes[depth] > 1 and max(conditions, default=0) <= depth:
+                    across = [(s, name) for s, kept, name in folds if kept <= depth]
                     clauses = "".join(
-                        f" reduction({_SIMD_FOLDS[s.fold or '']}:{name})" for s, name in inner if s.fold in _SIMD_FOLDS
+                        f" reduction({_SIMD_FOLDS[s.fold or '']}:{name})" for s, name in across if s.fold in _SIMD_FOLDS
                     )
-                    if all(s.fold in _SIMD_FOLDS for s, _ in inner):
+                    if all(s.fold in _SIMD_FOLDS for s, _ in across):
                         text.append(f"\n#pragma omp simd{clauses}\n")
+                if depth > wide:
+                    text.append(f"\n#pragma GCC unroll {_SHORT}\n")
                 text.append(f"for (int64_t i{depth} = 0; i{depth} < {self._sizes[depth]}; i{depth}++) {{")
         text += self._lines + stores
         for depth in range(rank, -1, -1):
             if depth < rank:
                 text.append("}")
             text += [f"{self._address(s.target)} = {name};" for s, kept, name in folds if kept == depth]
+            text += ["}"] if depth in conditions else []
         return "{" + "\n".join(text) + "}"
+
+    def _conditions(self) -> dict[int, list[str]]:
+        """The guards, by how many of the outer dims they depend on."""
+        found: dict[int, list[str]] = {}
+        for guard in self._members[0].guards:
+            depth = max((d + 1 for d, s in enumerate(self._strides[guard.mask.access]) if s != 0), default=0)
+            place = self._address(guard.mask)
+            holds = f"({place} | forced)" if guard.mask.is_scalar else place
+            found.setdefault(depth, []).append(("" if guard.wanted else "!") + holds)
+        return {depth: sorted(each) for depth, each in found.items()}
 
     def _new(self) -> str:
         self._count += 1
@@ -181,7 +209,8 @@ class LoopWriter:
 
     def _opaque(self, statement: Statement, code: str) -> str:
         names = [self._pointer(o.source) for o in statement.operands if isinstance(o.source, View)]
-        return code.format(*names, out=self._pointer(statement.target_view))
+        whole = "".join(f"if ({' && '.join(each)}) " for each in self._conditions().values())
+        return whole + code.format(*names, out=self._pointer(statement.target_view))
 
     def _pointer(self, view: View) -> str:
         return f"(b{view.buffer} + {view.offset})"
@@ -241,7 +270,10 @@ class LoopWriter:
         return self._names[key]
 
     def _value(self, statement: Statement) -> str:
-        expression = statement.expression.format(*(self._operand(o) for o in statement.operands))
+        operands = [self._operand(operand) for operand in statement.operands]
+        if statement.chooses:
+            operands[0] = f"({operands[0]} | forced)"
+        expression = statement.expression.format(*operands)
         name = self._new()
         self._lines.append(f"const {C_TYPES[statement.dtype]} {name} = ({C_TYPES[statement.dtype]})({expression});")
         return name

@@ -37,6 +37,7 @@ class Lowering(fx.Interpreter):
         statements: in an order that is right.
         inputs: the views of the graph's inputs, in order.
         captured: tensors that the graph holds, by buffer.
+        choices: names of the nodes that choose by one boolean: a check can force them.
     """
 
     def __init__(self, graph_module: fx.GraphModule, num_varying: int) -> None:
@@ -46,6 +47,7 @@ class Lowering(fx.Interpreter):
         self.statements: list[Statement] = []
         self.inputs: list[View] = []
         self.captured: dict[int, Tensor] = {}
+        self.choices: set[str] = set()
         self._views: dict[fx.Node, View] = {}
         self._numbers: dict[fx.Node, Number] = {}
         self._parts: dict[fx.Node, Sequence[View | None]] = {}

@@ -12,7 +12,10 @@ from torch import Tensor, fx
 
 from pyro_ebm._core.program.lowering import SMALL_PRODUCT, Lowering, UnsupportedError, handles
 from pyro_ebm._core.program.pointwise import ARITHMETIC, C_TYPES, literal
-from pyro_ebm._core.program.statements import Indirect, Operand, Statement, View, contiguous
+from pyro_ebm._core.program.statements import SELECT, Indirect, Operand, Statement, View, contiguous, covers_rows
+
+# Loops of this length are long enough: what is read across memory would cost more than longer ones save.
+_LONG = 64
 
 
 def _argument(n: Any, position: int, name: str, default: Any = None) -> Any:
@@ -88,7 +91,17 @@ def _where(lowering: Lowering, n: Any, result: Tensor) -> View:
         lowering.operand(n.args[0], sizes, torch.bool),
         *(lowering.operand(a, sizes, dtype) for a in n.args[1:]),
     ]
-    return lowering.elementwise(dtype, "{0} ? {1} : {2}", operands, sizes)
+    # A selection of rows lies in memory as those of its operands whose rows are not scattered.
+    mask = operands[0].source
+    if isinstance(mask, View) and mask.is_scalar:
+        lowering.choices.add(n.name)
+    whole = [o for o in operands if isinstance(mask, View) and isinstance(o.source, View) and _by_rows(mask, o.source)]
+    return lowering.loop(dtype, SELECT, operands, lowering.new_like(dtype, sizes, [*whole, *operands]))
+
+
+def _by_rows(mask: View, view: View) -> bool:
+    order = sorted(range(len(view.sizes)), key=lambda dim: -view.strides[dim])
+    return covers_rows(mask.permuted(order))
 
 
 @handles("clamp")
@@ -142,6 +155,9 @@ _FOLDS = {
 }
 
 
+_IDEMPOTENT = {"or", "and", "max", "min"}
+
+
 @handles(*_FOLDS)
 def _reduce(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View]:
     name = n.target._schema.name.removeprefix("aten::")
@@ -159,6 +175,9 @@ def _reduce(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View]:
     dims = range(rank) if everything else [dims] if isinstance(dims, int) else dims
     reduced = {dim % rank for dim in dims} if rank else set()
     kept = tuple(1 if i in reduced else size for i, size in enumerate(source.sizes))
+    alike = all(source.strides[i] == 0 or source.sizes[i] == 1 for i in reduced)  # the same value, many times over
+    if alike and fold in _IDEMPOTENT and source.numel and dtype == lowering.dtype(n.args[0]):
+        return _reshaped(lowering, replace(source, sizes=kept), result)
     start = {
         "sum": 0,
         "prod": 1,
@@ -412,7 +431,7 @@ def _product(lowering: Lowering, n: Any, result: Tensor) -> View:
     dtype = result.dtype
     left, right = (lowering.view(a) for a in n.args[:2])
     rows, columns, inner = *result.shape[-2:], left.sizes[-1]
-    if rows > columns:  # (a b)ᵀ = bᵀ aᵀ: the result lies along its longer side, so that later loops are long
+    if rows > columns and columns < _LONG:  # (a b)ᵀ = bᵀ aᵀ: the result lies along its longer side
         left, right, rows, columns = _swapped(right), _swapped(left), columns, rows
         out = lowering.new_view(dtype, (*result.shape[:-2], rows, columns))
         found = _swapped(out)

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -128,23 +129,24 @@ class CProgram:
         carry, x, constants = traced.inputs
         source, outputs = write_source(traced.graph, carry, x, constants)
         self._function = build(source.text).run
-        self._function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]
+        self._function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int]
         self._function.restype = None
         self._library = linear_algebra()
         self._captured = source.captured
-        self._arena_size = source.arena_size
+        self._arena = torch.empty(source.arena_size + 64, dtype=torch.uint8)
         self._inputs = [(leaf.shape, leaf.dtype) for leaves in traced.inputs for leaf in leaves]
         self._shapes = [(out.shape, out.dtype) for out in outputs[len(carry) :]]
-        self._check(outputs)
+        self._check(outputs, source.choices)
         traced.inputs = []  # examples may be large
 
-    def _run(self, carry: list[Tensor], xs: list[Tensor], constants: list[Tensor], steps: int) -> list[Tensor]:
-        ys = [torch.empty((steps, *shape), dtype=dtype) for shape, dtype in self._shapes]
-        arena = torch.empty(self._arena_size + 64, dtype=torch.uint8)
-        start = -(-arena.data_ptr() // 64) * 64
+    def _run(
+        self, carry: list[Tensor], xs: list[Tensor], constants: list[Tensor], steps: int, forced: bool = False
+    ) -> list[Tensor]:
+        ys = [_zeros((steps, *shape), dtype) for shape, dtype in self._shapes]
+        start = -(-self._arena.data_ptr() // 64) * 64
         given = [*carry, *xs, *constants, *ys, *self._captured]
         memory = (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given))
-        self._function(memory, self._library, start, steps)
+        self._function(memory, self._library, start, steps, forced)
         return ys
 
     def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
@@ -158,15 +160,39 @@ class CProgram:
         ys = self._run(new, stacked, fixed, stacked[0].shape[0])
         return self._traced.result(new, ys)
 
-    def _check(self, outputs: list[Tensor]) -> None:
-        """The program must say what the graph says, as closely as rounding lets the graph itself say it."""
+    def _check(self, outputs: list[Tensor], choices: frozenset[str]) -> None:
+        """The program must say what the graph says, as closely as rounding lets the graph itself say it.
+
+        So it must too where all `choices` are forced: what it does in branches that it takes now and then is checked.
+        """
+        given = [leaf for leaves in self._traced.inputs for leaf in leaves]
+        nearby = [_nudged(leaf) for leaf in given]
+        self._compare(outputs, self.graph(*nearby), forced=False)
+        if choices:
+            forced = _Forced(self.graph, choices)
+            self._compare(forced.run(*given), forced.run(*nearby), forced=True)
+
+    def _compare(self, outputs: list[Tensor], nearby: list[Tensor], *, forced: bool) -> None:
         carry, x, constants = self._traced.inputs
         carry = [_own(leaf) for leaf in carry]
-        ys = self._run(carry, x, constants, 1)
-        nearby = self.graph(*(_nudged(leaf) for leaves in self._traced.inputs for leaf in leaves))
+        ys = self._run(carry, x, constants, 1, forced)
         for found, expected, near in zip([*carry, *(y[0] for y in ys)], outputs, nearby, strict=True):
             if not _agree(found, expected, near):
                 raise BuildError("the C program does not agree with the graph that it was made of")
+
+
+class _Forced(fx.Interpreter):
+    """A graph in which choices by one boolean fall on what is new, whatever the boolean says."""
+
+    def __init__(self, graph: fx.GraphModule, choices: frozenset[str]) -> None:
+        super().__init__(graph)
+        self._choices = choices
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._choices:
+            condition, new, old = self.fetch_args_kwargs_from_env(n)[0]
+            return torch.where(torch.ones_like(condition), new, old)
+        return super().run_node(n)
 
 
 def _agree(found: Tensor, expected: Tensor, near: Tensor) -> bool:
@@ -270,6 +296,12 @@ class CompiledFunction:
         """The function's results."""
         _, results = self._program((), tuple(each.unsqueeze(0) for each in x), ())
         return tuple(y[0] for y in results)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros that take up no memory until they are touched, unlike torch's."""
+    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    return torch.from_numpy(np.zeros(tuple(shape), kind))
 
 
 def _own(leaf: Tensor) -> Tensor:

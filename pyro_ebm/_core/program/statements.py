@@ -63,6 +63,11 @@ class View:
         return View(self.buffer, self.offset, sizes, tuple(strides))
 
     @property
+    def is_scalar(self) -> bool:
+        """Whether it shows one element, however often."""
+        return all(size == 1 or stride == 0 for size, stride in zip(self.sizes, self.strides, strict=True))
+
+    @property
     def is_dense(self) -> bool:
         """Whether it meets each element of a stretch of memory once."""
         order = sorted((d for d, size in enumerate(self.sizes) if size != 1), key=lambda d: -self.strides[d])
@@ -119,12 +124,29 @@ class Operand:
     dtype: torch.dtype
 
 
+# The expressions of operations that do not need all of their operands everywhere.
+SELECT, CONJUNCTION = "{0} ? {1} : {2}", "{0} & {1}"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A condition for a part of a loop.
+
+    Attributes:
+        mask: a view of booleans over the loop's dims.
+        wanted: what they must be.
+    """
+
+    mask: View
+    wanted: bool
+
+
 @dataclass
 class Statement:
     """One operation: a loop, or opaque code.
 
     A loop over `sizes` stores `expression` of the operands at `target`; a fold combines it with what is there, over the
-    dims where `target` has stride 0.
+    dims where `target` has stride 0. Where a guard does not hold, nothing is read or stored.
 
     Attributes:
         sizes: of the loop.
@@ -139,6 +161,7 @@ class Statement:
         replaces: numbers of statements that read what this one overwrites: they come before, or in the same place of
             the same loop.
         ordered: whether the dims are in the order in which to loop already.
+        guards: the conditions under which it is run, each for whole rows of the loop.
     """
 
     sizes: tuple[int, ...]
@@ -152,6 +175,18 @@ class Statement:
     after: set[int] = field(default_factory=set)
     replaces: set[int] = field(default_factory=set)
     ordered: bool = False
+    guards: frozenset[Guard] = frozenset()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it is a selection of all or nothing, by one boolean: a check of the program can force it."""
+        mask = self.operands[0].source if self.expression == SELECT else ""
+        return isinstance(mask, View) and mask.is_scalar
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it stores an expression in each element of a view."""
+        return self.code is None and self.fold is None and isinstance(self.target, View)
 
     @property
     def target_view(self) -> View:
@@ -174,6 +209,7 @@ class Statement:
                 o if isinstance(o.source, str) else Operand(o.source.permuted(order), o.dtype) for o in self.operands
             ),
             target=self.target.permuted(order),
+            guards=frozenset(Guard(guard.mask.permuted(order), guard.wanted) for guard in self.guards),
         )
 
     @property
@@ -183,7 +219,7 @@ class Statement:
 
     def views(self) -> list[View]:
         """Every view that is read."""
-        found: list[View] = []
+        found: list[View] = [guard.mask for guard in self.guards]
         for operand in self.operands:
             if isinstance(operand.source, View):
                 found.append(operand.source)
@@ -192,3 +228,50 @@ class Statement:
         if isinstance(self.target, Indirect):
             found += [index for index, _, _ in self.target.indices]
         return found
+
+
+def covers_rows(mask: View) -> bool:
+    """Whether a mask over a loop's dims says the same for whole rows, the innermost dims, or for all of the loop."""
+    varies = [stride != 0 for size, stride in zip(mask.sizes, mask.strides, strict=True) if size != 1]
+    return not any(varies) or (not varies[-1] and varies == sorted(varies, reverse=True))
+
+
+def depends(statements: Sequence[Statement], later: int, earlier: int) -> bool:
+    """Whether a statement must wait for another, be it for one in between."""
+    seen, waiting = {later}, [later]
+    while waiting:
+        number = waiting.pop()
+        if number == earlier:
+            return True
+        new = (statements[number].after | statements[number].replaces) - seen
+        seen |= new
+        waiting += new
+    return False
+
+
+def sort(statements: list[Statement]) -> None:
+    """Put statements, in place, in an order in which each comes after those that it must wait for.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    order: list[int] = []
+    done: set[int] = set()
+    while len(order) < len(statements):
+        before = len(order)
+        for number, statement in enumerate(statements):
+            if number not in done and (statement.after | statement.replaces) - {number} <= done:
+                done.add(number)
+                order.append(number)
+        if len(order) == before:
+            raise ValueError("statements that wait for one another")
+    renumber(statements, order)
+
+
+def renumber(statements: list[Statement], order: Sequence[int]) -> None:
+    """Keep, in place, the statements of these numbers, in this order."""
+    number_of = {old: new for new, old in enumerate(order)}
+    statements[:] = [statements[i] for i in order]
+    for statement in statements:
+        statement.after = {number_of[i] for i in statement.after if i in number_of}
+        statement.replaces = {number_of[i] for i in statement.replaces if i in number_of}
