@@ -16,7 +16,17 @@ from pyro_ebm._core.errors import (
 )
 from pyro_ebm._core.supports import spin
 from pyro_ebm.diagnostics.plots import plot_graph
-from pyro_ebm.distributions import EnergyDistribution, LinearChainCRF, Normalizer, Sampler, TreeCRF, factor
+from pyro_ebm.distributions import (
+    EnergyDistribution,
+    GraphDistribution,
+    GridCRF,
+    LinearChainCRF,
+    Normalizer,
+    Sampler,
+    TreeCRF,
+    factor,
+    sample_graph,
+)
 from pyro_ebm.energies import (
     AnchorEnergy,
     BilinearEnergy,
@@ -101,7 +111,9 @@ __all__ = [
     "Funnel",
     "GaussianMRF",
     "GaussianMixture",
+    "GraphDistribution",
     "GraphError",
+    "GridCRF",
     "HMC",
     "ICAR",
     "InitializationError",
@@ -149,6 +161,7 @@ __all__ = [
     "plot_graph",
     "read_graph",
     "read_network",
+    "sample_graph",
     "spin",
     "to_arviz",
     "tree_reweighted",

@@ -109,7 +109,7 @@ def test_a_vector_of_elements_of_different_variables():
 def test_a_variable_is_given_once():
     g = FactorGraph()
     x = g.variable("x", support=spin, shape=(3,))
-    with pytest.raises(GraphError, match='"x" as a whole, and again.*QuadraticEnergy'):
+    with pytest.raises(GraphError, match=r'"x" as a whole, and again.*QuadraticEnergy'):
         g.factor(BilinearEnergy(torch.randn(3, 3)), x, x)
     with pytest.raises(GraphError, match="and again"):
         g.factor(energy(lambda a, b: a * b.sum(-1), [(), (3,)]), x[:], x)
@@ -222,20 +222,18 @@ def test_sums_and_differences_stay_graphs():
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("build", "shape"),
     [
-        lambda p: p * Ising((2, 2), 0.4),
-        lambda p: GaussianMRF((2, 3), p.unsqueeze(-1) if p.dim() else p, 0.5) if p.dim() == 0 else None,
-        lambda p: Potts((2,), 2, 0.3, p) if p.dim() else None,
-        lambda p: Ising((2, 2), p) if p.dim() == 0 else None,
+        (lambda p: p * Ising((2, 2), 0.4), ()),
+        (lambda p: p * Ising((2, 2), 0.4), (2,)),
+        (lambda p: GaussianMRF((2, 3), p, 0.5), ()),
+        (lambda p: Potts((2,), 2, 0.3, p), (2,)),
+        (lambda p: Ising((2, 2), p), ()),
     ],
 )
-@pytest.mark.parametrize("shape", [(), (2,)])
 def test_parameters_are_those_of_the_graph(build, shape):
     parameter = nn.Parameter(torch.ones(shape))
     g = build(parameter)
-    if g is None:
-        pytest.skip("not a shape for this model")
     assert [each is parameter for each in g.parameters()] == [True]
     for _ in range(2):
         g.log_partition().sum().backward()

@@ -26,6 +26,11 @@ def to_numpy(index: Tensor) -> np.ndarray:
         return array
 
 
+def true_entries(mask: Tensor) -> Tensor:
+    """The numbers of the true entries of a mask, `(n,)`: a constant, where nonzero would be part of the program."""
+    return torch.from_numpy(np.flatnonzero(to_numpy(mask))).to(mask.device)
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Whether a tensor is in the hands of `torch.func.grad` or `vmap`."""
     wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)

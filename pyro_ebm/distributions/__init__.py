@@ -2,16 +2,22 @@
 
 from pyro_ebm.distributions.energy_distribution import EnergyDistribution, Normalizer, Sampler
 from pyro_ebm.distributions.factor import factor
+from pyro_ebm.distributions.graph_distribution import GraphDistribution
+from pyro_ebm.distributions.grid_crf import GridCRF
 from pyro_ebm.distributions.linear_chain_crf import LinearChainCRF
+from pyro_ebm.distributions.sample_graph import sample_graph
 from pyro_ebm.distributions.structured import StructuredDistribution
 from pyro_ebm.distributions.tree_crf import TreeCRF
 
 __all__ = [
     "EnergyDistribution",
+    "GraphDistribution",
+    "GridCRF",
     "LinearChainCRF",
     "Normalizer",
     "Sampler",
     "StructuredDistribution",
     "TreeCRF",
     "factor",
+    "sample_graph",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
+from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError, GraphError, TreewidthError
 from pyro_ebm._core.protocols import HasExactDraws
 from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
 from pyro_ebm._core.supports import enumerable_states, enumerate_states, same_support, with_event_dim
@@ -18,6 +18,7 @@ from pyro_ebm.distributions._caller import only_shape_needed
 from pyro_ebm.distributions._legality import check_unnormalized
 from pyro_ebm.distributions.default_sampler import enumerated_sample, init_sample, run_sample
 from pyro_ebm.energies import Energy
+from pyro_ebm.graphs import FactorGraph
 
 
 class Normalizer(Protocol):
@@ -207,17 +208,27 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                         f"(*sample, *batch, *event) = {tuple(self.shape(sample_shape))}."
                     )
                 return draws.detach()
-            if self._samples_exactly():
-                extra = len(self.batch_shape) - len(self.energy.batch_shape)
-                return cast(HasExactDraws, self.energy).sample(sample_shape + self.batch_shape[:extra])
+            exact = self._exact_sample(sample_shape)
+            if exact is not None:
+                return exact
             if self.has_enumerate_support:
                 return enumerated_sample(self, sample_shape)
             return run_sample(self, self.base, sample_shape, self._like())
 
-    def _samples_exactly(self) -> bool:
+    def _exact_sample(self, sample_shape: Size) -> Tensor | None:
+        """Draws by the energy itself, if it has any for this batch and base."""
+        energy: object = self.energy
         extra = len(self.batch_shape) - len(self.energy.batch_shape)
-        same_batch = self.batch_shape[extra:] == self.energy.batch_shape
-        return self.base is None and same_batch and isinstance(self.energy, HasExactDraws)
+        if self.base is not None or self.batch_shape[extra:] != self.energy.batch_shape:
+            return None
+        shape = sample_shape + self.batch_shape[:extra]
+        if isinstance(energy, FactorGraph):
+            try:
+                (draws,) = energy.sample(shape).values()
+            except (GraphError, TreewidthError):
+                return None
+            return draws
+        return energy.sample(shape) if isinstance(energy, HasExactDraws) else None
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and device of the energy."""

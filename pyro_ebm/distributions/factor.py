@@ -77,6 +77,10 @@ def factor(name: str, energy: Energy, *values: Tensor) -> None:
                     "site that support, or declare the energy on a wider one (support=...)."
                 )
     expected = broadcast([energy.batch_shape, *leads], what)
-    result = check_energy_shape(energy(*values), expected, what)
-    distribution = _EnergyFactor(result, values)
+    declare_factor(name, check_energy_shape(energy(*values), expected, what), values)
+
+
+def declare_factor(name: str, energy: Tensor, values: tuple[Tensor, ...]) -> None:
+    """Declare a factor by its energy at the values `(*batch,)`, and these values."""
+    distribution = _EnergyFactor(energy, values)
     pyro.sample(name, distribution, obs=distribution.sample(), infer={"is_auxiliary": True})

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm._core.concrete import to_numpy
+from pyro_ebm._core.concrete import to_numpy, true_entries
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.supports import strip_independent, with_event_dim
 from pyro_ebm._core.validation import validation_enabled
@@ -86,7 +86,7 @@ def read_evidence(variable: Variable, given: Tensor | tuple[Tensor, Tensor]) -> 
         value = value.to(torch.get_default_dtype())
     if variable.num_states is None and validation_enabled() and not bool(_inside(variable, value, mask).all()):
         raise GraphError(f"{what}: got values outside of its support {variable.support}, expected them in it.")
-    return Evidence(variable, value, torch.nonzero(~mask.flatten()).squeeze(-1))
+    return Evidence(variable, value, true_entries(~mask.flatten()))
 
 
 def _inside(variable: Variable, value: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_ebm._core.concrete import concrete
+from pyro_ebm._core.concrete import concrete, to_numpy
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.shapes import broadcast, check_energy_shape
 from pyro_ebm._core.supports import same_support, strip_independent, with_event_dim
@@ -180,11 +180,11 @@ def wire(energy: Energy, given: Sequence[Variable | Elements]) -> Factor:
             "variables: a QuadraticEnergy for the bilinear form of a variable with itself."
         )
     for one, other in combinations(range(len(columns)), 2):
-        same = index[:, one] == index[:, other]
-        if names[one] == names[other] and bool(same.any()):
-            row = int(same.nonzero()[0])
+        first, second = to_numpy(index[:, one]), to_numpy(index[:, other])
+        if names[one] == names[other] and (first == second).any():
+            row = int((first == second).argmax())
             raise GraphError(
-                f'{what}: got element {int(index[row, one])} of "{names[one]}" twice in scope {row}, expected distinct '
+                f'{what}: got element {first[row]} of "{names[one]}" twice in scope {row}, expected distinct '
                 "elements. Use an energy over fewer variables for it."
             )
     if columns and energy.batch_shape[-1:] not in (Size(), Size([1]), Size([count])):

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_ebm._core.concrete import concrete
+from pyro_ebm._core.concrete import concrete, to_numpy
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.supports import same_support, state_range, strip_independent
 from pyro_ebm._core.validation import validation_enabled
@@ -57,8 +57,7 @@ class Variable:
                 f'variable "{self.name}": got values of dtype {value.dtype}, expected integers: they are labels. '
                 "Use value.long()."
             )
-        state = torch.div(value - low, step, rounding_mode="floor") if step != 1 else value.to(torch.long) - low
-        state = state.to(torch.long)
+        state = ((value - low) / step).to(torch.long) if step != 1 else value.to(torch.long) - low
         if validation_enabled() and value.numel():
             bad = (state < 0) | (state >= count) | (low + step * state != value)
             if bool(bad.any()):
@@ -114,7 +113,8 @@ class Variable:
                 "integers (F, r): F scopes of r elements by number, in row-major order, neither of them zero."
             )
         index = concrete(index.long())
-        low, high = int(index.min()), int(index.max())
+        numbers = to_numpy(index)
+        low, high = int(numbers.min()), int(numbers.max())
         if low < 0 or high >= self.numel:
             raise GraphError(
                 f'variable "{self.name}": got element {low if low < 0 else high} in an index, expected numbers from 0 '

@@ -36,6 +36,10 @@ class BatchedRun(Protocol):
         """Draws by site."""
         ...
 
+    def sample_discrete(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """Draws of the discrete sites that were summed out."""
+        ...
+
     def sample_stats(self) -> dict[str, Tensor]:
         """Diagnostics of each draw, `(chains, draws)`."""
         ...
@@ -49,6 +53,7 @@ def to_arviz(
     mcmc: BatchedRun | pyro.infer.MCMC,
     *,
     log_likelihood: bool = True,
+    discrete: bool = False,
     prior: Mapping[str, Tensor] | None = None,
     posterior_predictive: Mapping[str, Tensor] | None = None,
     constant_data: Mapping[str, Tensor] | None = None,
@@ -66,6 +71,8 @@ def to_arviz(
         mcmc: a finished run, of pyro_ebm or of Pyro itself; the latter has fewer diagnostics to give, and if its model
             cannot be batched, no more than draws and divergences.
         log_likelihood: whether to compute the log likelihood.
+        discrete: whether `posterior` shall have draws of the discrete sites that were summed out
+            (`MCMC.sample_discrete`).
         prior: draws from the prior predictive by site, `(draws, *shape)`, as `pyro.infer.Predictive(model,
             num_samples=...)` makes them; latent sites go to `prior`, data to `prior_predictive`.
         posterior_predictive: draws by site, `(chains * draws, *shape)`, as
@@ -79,10 +86,15 @@ def to_arviz(
         data whose log likelihood lacks its log Z, and so cannot be compared with another model's.
 
     Raises:
-        ValueError: if predictive draws do not divide among the chains.
+        ValueError: if predictive draws do not divide among the chains, or discrete ones are asked of a run of Pyro's.
     """
     target: Target | None
     if isinstance(mcmc, pyro.infer.MCMC):
+        if discrete:
+            raise ValueError(
+                "to_arviz: got discrete=True for a run of Pyro's, expected one of pyro_ebm. Use "
+                "pyro.infer.infer_discrete."
+            )
         target = _pyro_target(mcmc)
         posterior = mcmc.get_samples(group_by_chain=True)
         groups = {"posterior": dict(posterior), "sample_stats": {"diverging": _pyro_divergences(mcmc)}}
@@ -91,6 +103,8 @@ def to_arviz(
         target = mcmc.target
         posterior = mcmc.get_samples(group_by_chain=True)
         groups = {"posterior": dict(posterior), "sample_stats": mcmc.sample_stats()}
+        if discrete:
+            groups["posterior"].update(mcmc.sample_discrete(group_by_chain=True))
         groups["warmup_posterior"], groups["warmup_sample_stats"] = mcmc.warmup_draws()
         attrs = mcmc.attrs
     structure = target.structure if target is not None else Structure()
@@ -163,6 +177,7 @@ def _dims(structure: Structure) -> dict[str, list[str]]:
     shapes = {name: (site.shape, site.dims) for name, site in structure.latents.items()}
     shapes |= {name: (value.shape, structure.observed_dims[name]) for name, value in structure.observed.items()}
     named = {name: _names(name, len(shape), plates) for name, (shape, plates) in shapes.items()}
+    named |= {name: _names(name, len(plates), plates) for name, plates in structure.enumerated_dims.items()}
     return named | {name: _names(name, len(plates), plates) for name, plates in structure.deterministics.items()}
 
 

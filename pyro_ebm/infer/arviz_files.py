@@ -68,6 +68,9 @@ class _Part:
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
         return self.whole.constrain(self._recorded()["position"])
 
+    def sample_discrete(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+        return self.target.sample_discrete(self._recorded()["position"])
+
     def sample_stats(self) -> dict[str, Tensor]:
         return {name: value for name, value in self._recorded().items() if name != "position"}
 

@@ -61,6 +61,10 @@ class EnergyTarget:
         """Unconstrained `(*lead, dim)` to `{"x": (*lead, *batch, *event)}`."""
         return {SITE: self._transform(self.raveler.unravel(position)[SITE])}
 
+    def sample_discrete(self, position: Tensor) -> dict[str, Tensor]:
+        """Nothing: there are no discrete sites."""
+        return {}
+
     def initial_points(self, strategy: Callable[..., Any], num_chains: int) -> Tensor:
         """A start for each chain, `(chains, dim)`, by one of Pyro's strategies."""
 

@@ -1,90 +1,247 @@
-"""Discrete latent sites, summed out in parallel, safely under vmap."""
+"""Discrete latent sites of a model, summed out exactly by elimination.
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+Every site takes all of its values at once, along a dim of its own as long as it meets another site, so that the model's
+log probabilities become tables; sites that never meet in one of these share a dim. What meets is found by running the
+model, not by what it says of itself: chains need no `pyro.markov`, and grids of any size few dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyro.ops.special
 import torch
-from pyro import poutine
-from pyro.infer.enum import config_enumerate
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Size, Tensor
 
-from pyro_ebm._core.supports import unconstraining
+from pyro_ebm._core.errors import BatchingError, GraphError, TreewidthError
+from pyro_ebm.graphs.plan import MAX_TABLE_ENTRIES
+from pyro_ebm.graphs.plated import PlatedFactor, PlatedGraph, PlatedVariable, joint_states
+from pyro_ebm.infer.messengers import LogJoint
+from pyro_ebm.infer.structure import is_subsample
 
-
-class SafeLog(torch.autograd.Function):
-    """Pyro's logarithm, whose gradient at zero is finite, in the form that vmap can batch."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        """The logarithm."""
-        return x.log()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Keep the argument."""
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradient, held finite."""
-        (x,) = ctx.saved_tensors
-        gradient: Tensor = gradients[0] / x.clamp(min=torch.finfo(x.dtype).eps)
-        return gradient
+# So many sites at a time take two values each, to see what depends on them.
+_AT_ONCE = 12
 
 
-@contextmanager
-def vmap_safe() -> Iterator[None]:
-    """Inside, Pyro's sums in log space can be batched by vmap."""
-    original = pyro.ops.special._SafeLog
-    pyro.ops.special._SafeLog = SafeLog
-    try:
-        yield
-    finally:
-        pyro.ops.special._SafeLog = original
-
-
-class Place(Messenger):  # type: ignore[misc]
-    """Puts unconstrained values to the continuous latent sites.
+class Enumerate(Messenger):  # type: ignore[misc]
+    """Gives discrete latent sites all of their values, each along a dim; sites without a dim get their first value.
 
     Args:
-        unconstrained: a value for each.
+        dims: by site, the batch dim that its values go along, negative.
+        most: of the values of each site no more than these.
 
     Attributes:
-        log_jacobian: of the values, `()`.
-        last_site: the site reached last: where to look when the model fails.
+        states: all values of each site, `(K, *event)`.
     """
 
-    def __init__(self, unconstrained: Mapping[str, Tensor]) -> None:
+    def __init__(self, dims: Mapping[str, int], most: int | None = None) -> None:
         super().__init__()
-        self.unconstrained = unconstrained
-        self.log_jacobian: Tensor | float = 0.0
-        self.last_site: str | None = None
+        self.dims, self.most = dims, most
+        self.states: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        name = msg["name"]
-        self.last_site = name
-        if msg["done"] or msg["is_observed"] or name not in self.unconstrained:
+        fn, name = msg["fn"], msg["name"]
+        if is_subsample(msg) or msg["done"] or msg["is_observed"] or msg["value"] is not None:
             return
-        transform = unconstraining(msg["fn"].support, name)
-        free = self.unconstrained[name]
-        msg["value"] = value = transform(free)
-        self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(free, value).sum()
+        if not fn.support.is_discrete:
+            return
+        values: Tensor = fn.enumerate_support(expand=False)
+        event = values.shape[values.dim() - len(fn.event_shape) :]
+        flat = values.reshape(len(values), *event)
+        self.states[name] = flat
+        dim = self.dims.get(name)
+        if dim is None:
+            msg["value"] = flat[0].reshape([*[1] * len(fn.batch_shape), *event])
+        else:
+            flat = flat[: self.most]
+            msg["value"] = flat.reshape(len(flat), *[1] * (-dim - 1), *event)
         msg["done"] = True
 
 
-def enumerated_log_joint(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], handler: Place, max_plate_nesting: int
-) -> Tensor:
-    """The log density of the continuous sites that `handler` places, Jacobians included; discrete ones summed out."""
-    enumerated = poutine.enum(config_enumerate(model), first_available_dim=-1 - max_plate_nesting)
-    with handler:
-        trace = poutine.trace(enumerated).get_trace(*args, **kwargs)
-    evaluator = TraceEinsumEvaluator(trace, has_enumerable_sites=True, max_plate_nesting=max_plate_nesting)
-    total: Tensor = evaluator.log_prob(trace) + handler.log_jacobian
-    return total
+@dataclass(frozen=True)
+class Enumeration:
+    """How a model's discrete sites are summed out.
+
+    Attributes:
+        sites: the discrete sites, with their plates.
+        dims: the batch dim that each one's values go along; sites that never meet share one.
+        scopes: for each site of the model whose log probability depends on discrete ones, which these are.
+        plates: the sizes of the plates of each of these, by dim.
+        states: all values of each discrete site, `(K, *event)`.
+        elements: for sites that are elements of an array, its name and shape, in the order of its elements.
+        num_plates: how many batch dims there are to the right of those of enumeration.
+    """
+
+    sites: Mapping[str, PlatedVariable]
+    dims: Mapping[str, int]
+    scopes: Mapping[str, tuple[str, ...]]
+    plates: Mapping[str, Mapping[int, int]]
+    states: Mapping[str, Tensor]
+    elements: Mapping[str, tuple[str, Size]]
+    num_plates: int
+    graph: PlatedGraph = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graph", PlatedGraph(self.sites, self.num_plates))
+
+    def log_partition(self, log_probs: Mapping[str, Tensor]) -> Tensor:
+        """The log of the sum over the discrete sites of `exp(Σ log_probs)`, `()`.
+
+        Args:
+            log_probs: by site of the model, for those in `scopes`, computed with the values that `Enumerate` gives.
+        """
+        try:
+            return self.graph.log_partition(self._factors(self.tables(log_probs)))
+        except GraphError as error:
+            raise BatchingError(f"the discrete sites cannot be summed out: {error}") from error
+
+    def sample(self, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Exact draws of the discrete sites, given `tables` with leading dims: by site `(*lead, *plates, *event)`."""
+        values = {}
+        for name, numbers in self.graph.sample(self._factors(tables)).items():
+            plates = self.sites[name].plates
+            outside = range(numbers.dim() - self.num_plates, numbers.dim() + min(plates, default=0))
+            numbers = numbers.squeeze(tuple(outside)) if outside else numbers
+            values[name] = self.states[name].to(numbers.device)[numbers]
+        return self._joined(values)
+
+    def _joined(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same with the elements of an array put together, where all of them were summed out."""
+        arrays: dict[str, list[str]] = {}
+        for name, (whole, _) in self.elements.items():
+            arrays.setdefault(whole, []).append(name)
+        for whole, names in arrays.items():
+            shape = self.elements[names[0]][1]
+            if len(names) == shape.numel():
+                flat = torch.stack([values.pop(name) for name in names], -1)
+                values[whole] = flat.reshape(*flat.shape[:-1], *shape)
+        return values
+
+    def _factors(self, tables: Mapping[str, Tensor]) -> list[PlatedFactor]:
+        return [PlatedFactor(self.scopes[name], frozenset(self.plates[name]), each) for name, each in tables.items()]
+
+    def tables(self, log_probs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log probabilities as tables `(K_1, ..., K_r, *plates)`, in the order of their scopes."""
+        return {name: self._table(name, log_prob) for name, log_prob in log_probs.items()}
+
+    def _table(self, name: str, log_prob: Tensor) -> Tensor:
+        scope, plates, right = self.scopes[name], self.plates[name], self.num_plates
+        least = -min([*(self.dims[each] for each in scope), -right])
+        table = log_prob[(None,) * max(0, least - log_prob.dim())]
+        sizes = [plates.get(dim, table.shape[dim]) for dim in range(-right, 0)]
+        table = table.expand(*table.shape[: table.dim() - right], *sizes)
+        inside = [dim for dim in range(-right, 0) if dim not in plates and table.shape[dim] > 1]
+        table = table.sum(inside, keepdim=True) if inside else table
+        own = [table.dim() + self.dims[each] for each in scope]
+        left = [dim for dim in range(table.dim() - right) if dim not in own]
+        states = [self.sites[each].num_states for each in scope]
+        if any(table.shape[dim] != 1 for dim in left) or [table.shape[dim] for dim in own] != states:
+            raise BatchingError(
+                f'site "{name}": got a log probability of shape {tuple(log_prob.shape)}, expected one that depends on '
+                f"the discrete sites {list(scope)} with {states} states, as at the start. Let what a site depends on "
+                "be the same at every point."
+            )
+        table = table.permute([*left, *own, *range(table.dim() - right, table.dim())])
+        return table.reshape(table.shape[len(left) :])
+
+
+def find_enumeration(
+    run: Callable[[Enumerate, Collection[str]], LogJoint], trace: Any, names: Sequence[str]
+) -> Enumeration:
+    """Find out what depends on which discrete site, and lay out their dims.
+
+    Args:
+        run: runs the model with discrete sites as the messenger gives them, and keeps apart the log probabilities of
+            some of its sites.
+        trace: a trace of the model, with every site at one value, and scored.
+        names: the discrete sites.
+
+    Raises:
+        BatchingError: if a discrete site has batch dims outside of plates, or something outside of its plates depends
+            on its elements.
+        TreewidthError: if something depends on too many of them at once.
+    """
+    scored = {name: node for name, node in trace.nodes.items() if node["type"] == "sample" and not is_subsample(node)}
+    num_plates = max((len(node["fn"].batch_shape) for node in scored.values()), default=0)
+    frames = {
+        name: {frame.dim: frame.size for frame in node["cond_indep_stack"] if frame.vectorized}
+        for name, node in scored.items()
+    }
+    for name in names:
+        shape = scored[name]["fn"].batch_shape
+        if any(size > 1 and dim - len(shape) not in frames[name] for dim, size in enumerate(shape)):
+            raise BatchingError(
+                f'site "{name}": got a discrete site of batch shape {tuple(shape)} with dims outside of plates, '
+                "expected a plate for each: elements take their values independently. Put it in pyro.plate(...)."
+            )
+    scopes: dict[str, dict[str, None]] = {name: {} for name in scored}
+    messenger = Enumerate({})
+    for first in range(0, len(names), _AT_ONCE):
+        dims = {name: -num_plates - 1 - k for k, name in enumerate(names[first : first + _AT_ONCE])}
+        messenger = Enumerate(dims, most=2)
+        for name, log_prob in run(messenger, scored).apart.items():
+            _require_same_plates(name, log_prob, scored[name]["log_prob"], num_plates)
+            scopes[name].update(
+                {site: None for site, dim in dims.items() if -dim <= log_prob.dim() and log_prob.shape[dim] > 1}
+            )
+    sites = {name: PlatedVariable(len(messenger.states[name]), frozenset(frames[name])) for name in names}
+    for name in names:
+        scopes[name].setdefault(name)
+    _require_feasible(scopes, sites, frames)
+    return Enumeration(
+        sites,
+        {name: -num_plates - 1 - colour for name, colour in _colours(names, scopes.values()).items()},
+        {name: tuple(scope) for name, scope in scopes.items() if scope},
+        frames,
+        messenger.states,
+        {name: scored[name]["infer"]["element_of"] for name in names if "element_of" in scored[name]["infer"]},
+        num_plates,
+    )
+
+
+def _require_same_plates(name: str, log_prob: Tensor, usual: Tensor, num_plates: int) -> None:
+    """Check the batch dims of a log probability when discrete sites take all their values."""
+    for dim in range(-min(num_plates, log_prob.dim()), 0):
+        expected = usual.shape[dim] if -dim <= usual.dim() else 1
+        if log_prob.shape[dim] not in (1, expected):
+            raise BatchingError(
+                f'site "{name}": got size {log_prob.shape[dim]} at dim {dim} of its log probability when the discrete '
+                f"sites take all their values, expected {expected}. These values lie along a dim to the left of all "
+                "plates, and have size one along their plates: index or sum them along neither. What couples elements "
+                "of a plate needs them as sites of their own (for i in pyro.plate(...))."
+            )
+
+
+def _require_feasible(
+    scopes: Mapping[str, Collection[str]], sites: Mapping[str, PlatedVariable], frames: Mapping[str, Mapping[int, int]]
+) -> None:
+    for name, scope in scopes.items():
+        states = joint_states(scope, sites)
+        if states > MAX_TABLE_ENTRIES:
+            raise TreewidthError(
+                f'site "{name}": its log probability depends on {len(scope)} discrete sites at once, with {states:.3g} '
+                f"joint states, expected at most {MAX_TABLE_ENTRIES:.3g}. Write it as a sum of terms over few of them, "
+                "each a site or pyro.factor of its own."
+            )
+        for each in scope:
+            if not sites[each].plates <= frames[name].keys():
+                raise BatchingError(
+                    f'site "{name}": it depends on the discrete site "{each}", but lies outside of that one\'s plate, '
+                    "expected it inside: elements of a plate are summed out independently. Put it in the plate, or "
+                    "loop over the plate (for i in pyro.plate(...)), so that its elements are sites of their own."
+                )
+
+
+def _colours(names: Sequence[str], scopes: Collection[Collection[str]]) -> dict[str, int]:
+    """A number for each site, different from those of the sites that it meets in a scope."""
+    meets: dict[str, set[str]] = {name: set() for name in names}
+    for scope in scopes:
+        for name in scope:
+            meets[name].update(scope)
+    colours: dict[str, int] = {}
+    for name in names:
+        taken = {colours[other] for other in meets[name] if other in colours}
+        colours[name] = next(colour for colour in range(len(names)) if colour not in taken)
+    return colours

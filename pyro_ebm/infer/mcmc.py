@@ -326,6 +326,20 @@ class MCMC:
         sites = self.target.constrain(position)
         return {name: v for name, v in sites.items() if self.save_params is None or name in self.save_params}
 
+    def sample_discrete(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """The discrete sites, which were summed out: an exact draw of them for each draw of the others.
+
+        Draws are made anew at each call, from torch's generator. Arrays of `sample_graph` come as a whole.
+
+        Args:
+            group_by_chain: whether chains have a dim of their own.
+
+        Returns:
+            By site `(chains * draws, *shape)`, or `(chains, draws, *shape)` if grouped; empty if no site is discrete.
+        """
+        drawn = self.target.sample_discrete(self.recorded()["position"])
+        return drawn if group_by_chain else {name: value.flatten(0, 1) for name, value in drawn.items()}
+
     def sample_stats(self) -> dict[str, Tensor]:
         """Diagnostics of each draw, `(chains, draws)`, by ArviZ's names: `lp`, `diverging`, `acceptance_rate`, ..."""
         return {name: value for name, value in self.recorded().items() if name != "position"}

@@ -3,7 +3,7 @@
 Light enough for the inside of a sampler, and safe under vmap.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from pyro.distributions.util import scale_and_mask
@@ -20,17 +20,25 @@ class LogJoint(Messenger):  # type: ignore[misc]
     Args:
         free: the coordinates of each latent site.
         coordinates: which these are.
+        keep_apart: names of sites whose log probabilities are not added up.
 
     Attributes:
-        total: the log density of the coordinates, `()`.
+        total: the log density of the coordinates, `()`, but for what is kept apart.
+        apart: log probabilities that are kept apart, scaled and masked, by site.
         values: the values, by site.
         last_site: the site reached last: where to look when the model fails.
     """
 
-    def __init__(self, free: Mapping[str, Tensor], coordinates: Coordinates = unconstrained) -> None:
+    def __init__(
+        self,
+        free: Mapping[str, Tensor],
+        coordinates: Coordinates = unconstrained,
+        keep_apart: Container[str] = (),
+    ) -> None:
         super().__init__()
-        self.free, self.coordinates = free, coordinates
+        self.free, self.coordinates, self.keep_apart = free, coordinates, keep_apart
         self.total: Tensor | float = 0.0
+        self.apart: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
         self.last_site: str | None = None
 
@@ -50,7 +58,11 @@ class LogJoint(Messenger):  # type: ignore[misc]
         if is_subsample(msg) or is_deterministic(msg):
             return
         log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-        self.total = self.total + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+        if msg["name"] in self.keep_apart:
+            self.apart[msg["name"]] = log_prob
+        else:
+            self.total = self.total + log_prob.sum()
 
 
 class Pointwise(Messenger):  # type: ignore[misc]

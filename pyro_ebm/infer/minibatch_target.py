@@ -136,6 +136,10 @@ class MinibatchTarget:
         """See `Target`."""
         return self._target.constrain(position)
 
+    def sample_discrete(self, position: Tensor) -> dict[str, Tensor]:
+        """See `Target`."""
+        return self._target.sample_discrete(position)
+
     def initial_points(self, strategy: Callable[..., Any], num_chains: int) -> Tensor:
         """See `Target`: finite for the first minibatch."""
         return self._target.initial_points(strategy, num_chains)

@@ -6,7 +6,7 @@ import functools
 import linecache
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
 import pyro
@@ -22,10 +22,11 @@ from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.supports import same_support
 from pyro_ebm.infer.coordinates import Coordinates, unconstrained
-from pyro_ebm.infer.enumeration import Place, enumerated_log_joint, vmap_safe
+from pyro_ebm.infer.enumeration import Enumerate, Enumeration, find_enumeration
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.messengers import LogJoint, Pointwise
 from pyro_ebm.infer.structure import LatentSite, read_structure, trace_model
+from pyro_ebm.infer.vmap_safe import vmap_safe
 from pyro_ebm.mcmc.minibatch import Subsample
 
 # Draws evaluated at a time when many are constrained or scored: bounds memory.
@@ -59,7 +60,8 @@ class ModelTarget:
         UnnormalizedError: if a density lacks a log Z that is not a constant here.
     """
 
-    _handler: LogJoint | Place | None = None
+    _handler: LogJoint | None = None
+    _enumeration: Enumeration | None = None
     concern: str | None = None
     subsamples: tuple[Subsample, ...] = ()
 
@@ -89,6 +91,8 @@ class ModelTarget:
         same_supports = self._compare_supports(read_structure(first).latents)
         self._static_supports = same_supports and coordinates is unconstrained
         self._require_deterministic(first, second)
+        if self.structure.enumerated:
+            self._enumeration = self._find_enumeration(trace)
         self._probe()
 
     # -- the density -------------------------------------------------------------------------------------------------
@@ -103,14 +107,35 @@ class ModelTarget:
         return handler
 
     def _log_joint(self, flat: Tensor) -> Tensor:
-        if self.structure.enumerated:
-            self._handler = place = Place(self._sites(flat))
-            nesting = self.structure.max_plate_nesting
-            total = enumerated_log_joint(self._model, self._args, self._kwargs, place, nesting)
-            return total.to(flat.dtype)
-        self._handler = handler = LogJoint(self._sites(flat), self._coordinates)
-        joint: Tensor = self._run(handler).total
-        return joint.to(flat.dtype)
+        enumeration = self._enumeration
+        apart = {} if enumeration is None else enumeration.scopes
+        self._handler = handler = LogJoint(self._sites(flat), self._coordinates, apart)
+        if enumeration is None:
+            joint = self._run(handler).total
+        else:
+            with Enumerate(enumeration.dims):
+                joint = self._run(handler).total + enumeration.log_partition(handler.apart)
+        total: Tensor = joint.to(flat.dtype)
+        return total
+
+    def _find_enumeration(self, trace: Any) -> Enumeration:
+        """See `find_enumeration`."""
+        sites = self._sites(self.like)
+
+        def run(messenger: Enumerate, apart: Collection[str]) -> LogJoint:
+            with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), messenger:
+                handler: LogJoint = self._run(LogJoint(sites, self._coordinates, apart))
+            for name, value in handler.values.items():
+                expected = self.structure.latents[name].shape
+                if value.shape != expected:
+                    raise BatchingError(
+                        f'site "{name}": got coordinates that depend on discrete sites (values of shape '
+                        f"{tuple(value.shape)}, not {tuple(expected)}), expected the same for all their values. Use "
+                        "NUTS, whose coordinates depend on the support alone."
+                    )
+            return handler
+
+        return find_enumeration(run, trace, self.structure.enumerated)
 
     def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
@@ -149,7 +174,8 @@ class ModelTarget:
             return {name: site.transform(sites[name]) for name, site in self.structure.latents.items()}
 
         def values(flat: Tensor) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = self._run(LogJoint(self._sites(flat), self._coordinates)).values
+            with Enumerate({}):
+                found: dict[str, Tensor] = self._run(LogJoint(self._sites(flat), self._coordinates)).values
             return found
 
         lead = position.shape[:-1]
@@ -171,6 +197,26 @@ class ModelTarget:
 
         deterministics, log_likelihood = self._batched(evaluate, values)
         return deterministics, log_likelihood
+
+    def sample_discrete(self, position: Tensor) -> dict[str, Tensor]:
+        """Exact draws of the discrete sites that are summed out, given the others at `(*lead, dim)`.
+
+        Returns:
+            By site `(*lead, *shape)`, arrays of `sample_graph` as a whole; empty if there is none.
+        """
+        enumeration = self._enumeration
+        if enumeration is None:
+            return {}
+
+        def tables(flat: Tensor) -> dict[str, Tensor]:
+            handler = LogJoint(self._sites(flat), self._coordinates, enumeration.scopes)
+            with Enumerate(enumeration.dims):
+                return enumeration.tables(self._run(handler).apart)
+
+        chunks = position.reshape(-1, self.raveler.dim).split(_CHUNK)
+        drawn = [enumeration.sample(self._batched(tables, chunk)) for chunk in chunks]
+        values = {name: torch.cat([each[name] for each in drawn]) for name in drawn[0]}
+        return {name: value.reshape(*position.shape[:-1], *value.shape[1:]) for name, value in values.items()}
 
     def _batched(self, function: Callable[[Any], Any], argument: Any) -> Any:
         with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), vmap_safe():

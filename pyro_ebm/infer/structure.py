@@ -55,6 +55,7 @@ class Structure:
         observed: the data, by site; `pyro.factor` and `pyro.deterministic` sites are none.
         observed_dims: names of the plates at the leading dims of the data.
         enumerated: names of discrete sites that inference sums out.
+        enumerated_dims: names of the plates at the leading dims of these, with arrays of `sample_graph` as a whole.
         deterministics: names of `pyro.deterministic` and reparametrised sites, with the plates at their leading dims.
         plates: the size of each plate; `max_plate_nesting` is how many dims they take.
         unnormalized: names of observed sites whose density lacks its log Z.
@@ -67,6 +68,7 @@ class Structure:
     plates: dict[str, int] = field(default_factory=dict)
     max_plate_nesting: int = 0
     enumerated: list[str] = field(default_factory=list)
+    enumerated_dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     unnormalized: list[str] = field(default_factory=list)
 
 
@@ -194,6 +196,8 @@ def read_structure(trace: Any) -> Structure:
                     structure.unnormalized.append(name)
         elif node["fn"].support.is_discrete:
             structure.enumerated.append(name)
+            whole, shape = node["infer"].get("element_of", (name, node["fn"].event_shape))
+            structure.enumerated_dims[whole] = (*dims, *[None] * len(shape))
         else:
             support = node["fn"].support
             shape = unconstraining(support, f'site "{name}"').inverse_shape(value.shape)

@@ -55,6 +55,10 @@ class Target(Protocol):
         """Unconstrained `(*lead, dim)` to values by site, `(*lead, *shape)`."""
         ...
 
+    def sample_discrete(self, position: Tensor) -> dict[str, Tensor]:
+        """Exact draws of the sites that are summed out, at unconstrained `(*lead, dim)`, by site `(*lead, *shape)`."""
+        ...
+
     def initial_points(self, strategy: Callable[..., Any], num_chains: int) -> Tensor:
         """A start for each chain, `(chains, dim)`."""
         ...
