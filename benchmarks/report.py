@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-TITLE = "# Results\n\nThe scripts of the same names write the sections on samplers and on Langevin dynamics.\n"
+TITLE = "# Results\n\nEach section is written by the script that it names.\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -108,7 +108,7 @@ def main() -> int:
     text = section({key: median(times) for key, times in found.items()}, apart, versions, options.repeats)
     print(f"\n{text}")
     if options.write is not None:
-        write_section(options.write, "Structured inference", text)
+        write_section(options.write, "Graphs", text)
     return 0
 
 
