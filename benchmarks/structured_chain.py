@@ -204,8 +204,8 @@ def main() -> None:
 
     python benchmarks/structured_chain.py
 
-Milliseconds of the processor for {NUM_CHAINS} chains of {NUM_STATES} labels, one thread, the best of {options.repeats}; the
-passes of training are in float64, all else in float32.
+Milliseconds of the processor for {NUM_CHAINS} chains of {NUM_STATES} labels, one thread, the best of {options.repeats};
+the passes of training are in float64, all else in float32.
 
 {table(["steps", "work", "pyro_ebm", *PEERS.values(), "to reach"], rows)}
 """
