@@ -4,6 +4,7 @@ from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
 from pyro_ebm.infer.elliptical_slice import EllipticalSlice
+from pyro_ebm.infer.gibbs import Gibbs
 from pyro_ebm.infer.hmc import HMC
 from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
@@ -25,6 +26,7 @@ __all__ = [
     "Barker",
     "ChEES",
     "EllipticalSlice",
+    "Gibbs",
     "Langevin",
     "RandomWalk",
     "UnderdampedLangevin",

@@ -14,6 +14,7 @@ from pyro_ebm.mcmc import (
     barker,
     chees,
     elliptical_slice,
+    gibbs,
     hmc,
     langevin,
     mclmc,
@@ -41,6 +42,8 @@ class Algorithm:
         target_accept_prob: what the step size adapts to, if it does.
         usual_ticks: how many ticks a transition takes, until they have been counted.
         remedy: what helps where transitions diverge.
+        structured: whether it asks the log density for more than value and gradient, such as conditionals. That is then
+            neither compiled on its own nor tried for a first step size.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Algorithm:
     target_accept_prob: float = 1.0
     usual_ticks: float = 4.0
     remedy: str = "raise target_accept_prob, or reparametrise the model"
+    structured: bool = False
 
 
 def nuts_algorithm(*, max_tree_depth: int = 10, target_accept_prob: float = 0.8) -> Algorithm:
@@ -276,3 +280,21 @@ class _BySize:
             step_size, length, num_steps = argument
             return hmc.Parameters(step_size * dim**0.5, length * dim**0.5, num_steps)
         return argument
+
+
+def gibbs_algorithm(*, random_scan: bool) -> Algorithm:
+    """Block Gibbs sampling: see `gibbs`."""
+    return Algorithm(
+        name="Gibbs",
+        init=gibbs.init,
+        draw_randomness=gibbs.draw_randomness,
+        step=gibbs.random_scan_step if random_scan else gibbs.step,
+        adaptation=FixedStepSize.start,
+        parameters=_no_parameters,
+        usual_ticks=1.0,
+        structured=True,
+    )
+
+
+def _no_parameters(adaptation: Adaptation, _: Tensor) -> gibbs.Parameters:
+    return gibbs.Parameters()

@@ -125,7 +125,7 @@ class Run:
         self._pending: Any = None  # the randomness of the rest of the block
         self.concerns: list[str] = []
         self._log_density = self._traceable = log_density
-        if settings.compile != "no":
+        if settings.compile != "no" and not algorithm.structured:
             examples = (position, *(each.first(position.device) for each in settings.subsamples))
             self._log_density = compiled = CompiledFunction(log_density, *examples, patient=settings.compile == "yes")
             self._traceable, self.concerns = compiled.plain, compiled.reasons
@@ -356,8 +356,10 @@ class Run:
         minibatch = draw_minibatches(self.settings.subsamples, (), self.generator)
         density = whiten(self.metric, at_minibatch(self._log_density, minibatch))
         if self.warming_up and self.settings.adapt_step_size:
-            momentum = normal(whitened.shape, whitened, self.generator)
-            step_size = reasonable_step_size(density, whitened, momentum, self.step_size)
+            step_size = self.step_size
+            if not self.algorithm.structured:
+                momentum = normal(whitened.shape, whitened, self.generator)
+                step_size = reasonable_step_size(density, whitened, momentum, step_size)
             self._adaptation = self._adaptation.restarted(step_size, same_scale=same_scale)
         if self.warming_up and self._windows[self._window].renews_metric:
             self._estimator = self._no_draws
