@@ -259,3 +259,14 @@ def join(graphs: Sequence[FactorGraph]) -> FactorGraph:
         for factor in graph.factors:
             joined._add_factor(cast(Factor, factor))
     return joined
+
+
+def subgraph(graph: FactorGraph, factors: Iterable[nn.Module]) -> FactorGraph:
+    """The same variables with some of the factors, which are shared, not copied."""
+    part = FactorGraph()
+    for variable in graph.variables.values():
+        part._add_variable(variable)
+    for factor in factors:
+        part._add_factor(cast(Factor, factor))
+    part.batch_shape = graph.batch_shape
+    return part

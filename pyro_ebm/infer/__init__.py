@@ -3,8 +3,10 @@
 from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
+from pyro_ebm.infer.discrete_langevin import DiscreteLangevin
 from pyro_ebm.infer.elliptical_slice import EllipticalSlice
 from pyro_ebm.infer.gibbs import Gibbs
+from pyro_ebm.infer.gibbs_with_gradients import GibbsWithGradients
 from pyro_ebm.infer.hmc import HMC
 from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
@@ -25,8 +27,10 @@ __all__ = [
     "AdjustedMCLMC",
     "Barker",
     "ChEES",
+    "DiscreteLangevin",
     "EllipticalSlice",
     "Gibbs",
+    "GibbsWithGradients",
     "Langevin",
     "RandomWalk",
     "UnderdampedLangevin",

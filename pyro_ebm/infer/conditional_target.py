@@ -38,7 +38,11 @@ class ConditionalDensity:
 
     def discrete_position(self, states: Sequence[Tensor]) -> Tensor:
         """The other way round, `(chains, discrete)`."""
-        return torch.cat(list(states))[self._order].mT * self._target.spacing + self._target.low
+        return self.in_order([each.unsqueeze(0) for each in states])[0].mT * self._target.spacing + self._target.low
+
+    def in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """What is said of blocks, each `(lead, elements, chains)`, in the order of the position's elements."""
+        return torch.cat(list(parts), 1)[:, self._order]
 
     def context(self, position: Tensor) -> tuple[Tensor, ...]:
         """Nothing: all is discrete."""

@@ -12,9 +12,12 @@ from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc import (
     adjusted_mclmc,
     barker,
+    changes,
     chees,
+    discrete_langevin,
     elliptical_slice,
     gibbs,
+    gibbs_with_gradients,
     hmc,
     langevin,
     mclmc,
@@ -298,3 +301,39 @@ def gibbs_algorithm(*, random_scan: bool) -> Algorithm:
 
 def _no_parameters(adaptation: Adaptation, _: Tensor) -> gibbs.Parameters:
     return gibbs.Parameters()
+
+
+def gibbs_with_gradients_algorithm() -> Algorithm:
+    """Gibbs with gradients: see `gibbs_with_gradients`."""
+    return Algorithm(
+        name="Gibbs with gradients",
+        init=changes.init,
+        draw_randomness=gibbs_with_gradients.draw_randomness,
+        step=gibbs_with_gradients.step,
+        adaptation=FixedStepSize.start,
+        parameters=_no_parameters,
+        usual_ticks=1.0,
+        remedy="see where the energy is not finite",
+        structured=True,
+    )
+
+
+def discrete_langevin_algorithm(*, ordinal: bool, target_accept_prob: float) -> Algorithm:
+    """The discrete Metropolis-adjusted Langevin algorithm: see `discrete_langevin`."""
+    return Algorithm(
+        name="Discrete Langevin",
+        init=changes.init,
+        draw_randomness=discrete_langevin.draw_randomness,
+        step=discrete_langevin.step,
+        adaptation=DualAveraging.start,
+        parameters=partial(_discrete_langevin_parameters, ordinal),
+        target_accept_prob=target_accept_prob,
+        usual_ticks=1.0,
+        remedy="see where the energy is not finite",
+        structured=True,
+    )
+
+
+def _discrete_langevin_parameters(ordinal: bool, adaptation: Adaptation, _: Tensor) -> discrete_langevin.Parameters:
+    step_sizes = adaptation.step_sizes.clamp(max=1)
+    return discrete_langevin.Parameters(step_sizes, torch.tensor(ordinal, device=step_sizes.device))
