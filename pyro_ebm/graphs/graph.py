@@ -261,11 +261,14 @@ def join(graphs: Sequence[FactorGraph]) -> FactorGraph:
     return joined
 
 
-def subgraph(graph: FactorGraph, factors: Iterable[nn.Module]) -> FactorGraph:
-    """The same variables with some of the factors, which are shared, not copied."""
+def subgraph(
+    graph: FactorGraph, factors: Iterable[nn.Module], *, only: Sequence[str] | None = None
+) -> FactorGraph:
+    """Some of the factors, which are shared, not copied, over all variables or some."""
     part = FactorGraph()
-    for variable in graph.variables.values():
-        part._add_variable(variable)
+    for name, variable in graph.variables.items():
+        if only is None or name in only:
+            part._add_variable(variable)
     for factor in factors:
         part._add_factor(cast(Factor, factor))
     part.batch_shape = graph.batch_shape

@@ -11,6 +11,7 @@ from pyro_ebm.infer.hmc import HMC
 from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
 from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
+from pyro_ebm.infer.mixed import Mixed
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
@@ -32,6 +33,7 @@ __all__ = [
     "Gibbs",
     "GibbsWithGradients",
     "Langevin",
+    "Mixed",
     "RandomWalk",
     "UnderdampedLangevin",
     "init_to_pathfinder",

@@ -1,7 +1,7 @@
 """What a run asks of a sampler: its module's functions, bound to their settings."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from pyro_ebm.mcmc import (
     hmc,
     langevin,
     mclmc,
+    mixed,
     nuts,
     random_walk,
     sgld,
@@ -337,3 +338,16 @@ def discrete_langevin_algorithm(*, ordinal: bool, target_accept_prob: float) -> 
 def _discrete_langevin_parameters(ordinal: bool, adaptation: Adaptation, _: Tensor) -> discrete_langevin.Parameters:
     step_sizes = adaptation.step_sizes.clamp(max=1)
     return discrete_langevin.Parameters(step_sizes, torch.tensor(ordinal, device=step_sizes.device))
+
+
+def mixed_algorithm(continuous: Algorithm, *, num_discrete: int) -> Algorithm:
+    """Gibbs sampling of discrete elements within a sampler of continuous ones: see `mixed`."""
+    sampler = mixed.Sampler(continuous.init, continuous.draw_randomness, continuous.step)
+    return replace(
+        continuous,
+        name=f"Gibbs within {continuous.name}",
+        init=partial(mixed.init, sampler, num_discrete),
+        draw_randomness=partial(mixed.draw_randomness, sampler, num_discrete),
+        step=partial(mixed.step, sampler, num_discrete),
+        structured=True,
+    )

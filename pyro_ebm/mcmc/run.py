@@ -296,7 +296,8 @@ class Run:
             if finished:
                 sound = sound & (info.lp > _implausible(info.lp[sound], whitened.shape[-1]))
             self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
-            self._mass = self._mass.update(done, info.lp, whitened)
+            if not self.algorithm.structured:  # the bound is that of densities over reals
+                self._mass = self._mass.update(done, info.lp, whitened)
             self._diverged_in_window = self._diverged_in_window + (done & info.diverging & ~info.non_finite).sum(0)
 
     def _end_window_if_due(self) -> None:
