@@ -1,5 +1,6 @@
 """The seam to Pyro's models: batched inference for any of them, in Pyro's own words."""
 
+from pyro_ebm.infer.anneal import Annealed, anneal
 from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
@@ -16,6 +17,7 @@ from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
 from pyro_ebm.infer.sgld import SGLD
+from pyro_ebm.infer.swendsen_wang import SwendsenWang
 from pyro_ebm.infer.underdamped import UnderdampedLangevin
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "NUTS",
     "SGLD",
     "AdjustedMCLMC",
+    "Annealed",
     "Barker",
     "ChEES",
     "DiscreteLangevin",
@@ -35,7 +38,9 @@ __all__ = [
     "Langevin",
     "Mixed",
     "RandomWalk",
+    "SwendsenWang",
     "UnderdampedLangevin",
+    "anneal",
     "init_to_pathfinder",
     "to_arviz",
 ]

@@ -12,7 +12,7 @@ from pyro_ebm.infer.target import Target
 from pyro_ebm.mcmc.run import RunSettings
 
 # A sweep over more blocks than this takes a compiler longer than it saves.
-_MOST_BLOCKS = 64
+MOST_BLOCKS = 64
 
 
 @dataclass(eq=False)
@@ -43,5 +43,5 @@ class DiscreteKernel(Kernel):
     def configure(self, settings: RunSettings, target: Target, num_chains: int) -> RunSettings:
         """No step size, and states as they are."""
         blocks = getattr(target.log_density, "blocks", ())
-        settings = replace(settings, compile="no") if len(blocks) > _MOST_BLOCKS else settings
+        settings = replace(settings, compile="no") if len(blocks) > MOST_BLOCKS else settings
         return replace(settings, step_size=nan, adapt_step_size=False, adapt_metric=False)

@@ -25,6 +25,7 @@ from pyro_ebm.mcmc import (
     nuts,
     random_walk,
     sgld,
+    swendsen_wang,
     underdamped,
 )
 from pyro_ebm.mcmc.chees import LengthAdaptation
@@ -302,6 +303,20 @@ def gibbs_algorithm(*, random_scan: bool) -> Algorithm:
 
 def _no_parameters(adaptation: Adaptation, _: Tensor) -> gibbs.Parameters:
     return gibbs.Parameters()
+
+
+def swendsen_wang_algorithm() -> Algorithm:
+    """Swendsen and Wang's cluster sampler: see `swendsen_wang`."""
+    return Algorithm(
+        name="Swendsen-Wang",
+        init=swendsen_wang.init,
+        draw_randomness=swendsen_wang.draw_randomness,
+        step=swendsen_wang.step,
+        adaptation=FixedStepSize.start,
+        parameters=_no_parameters,
+        usual_ticks=1.0,
+        structured=True,
+    )
 
 
 def gibbs_with_gradients_algorithm() -> Algorithm:

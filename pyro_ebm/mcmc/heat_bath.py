@@ -63,7 +63,9 @@ class Conditionals(LogDensity, Protocol):
         ...
 
 
-def resample(logits: Tensor, old: Tensor, bits: Tensor, num_states: int) -> tuple[Tensor, Tensor]:
+def resample(
+    logits: Tensor, old: Tensor, bits: Tensor, num_states: int, inverse_temperature: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """New states of a block, and what the log density gains by them.
 
     Args:
@@ -71,15 +73,17 @@ def resample(logits: Tensor, old: Tensor, bits: Tensor, num_states: int) -> tupl
         old: the present states, `(elements, chains)`.
         bits: random, `(elements, chains)`.
         num_states: of each element.
+        inverse_temperature: what log-probabilities are multiplied by, `()`, positive; by default 1.
 
     Returns:
         The states `(elements, chains)`, and the gain of each element `(elements, chains)`.
     """
     noise = uniform_of_bits(bits, logits.dtype)
+    scaled = logits if inverse_temperature is None else logits * inverse_temperature
     if num_states == 2:
-        new = (noise * (1 + (-logits).exp()) < 1).to(old.dtype)
+        new = (noise * (1 + (-scaled).exp()) < 1).to(old.dtype)
         return new, gain_of(logits, old, new, num_states)
-    below = (logits - logits.amax(0, keepdim=True)).exp().cumsum(0)
+    below = (scaled - scaled.amax(0, keepdim=True)).exp().cumsum(0)
     new = (noise * below[-1] >= below[:-1]).sum(0).to(old.dtype)
     return new, gain_of(logits, old, new, num_states)
 
@@ -95,7 +99,11 @@ def gain_of(logits: Tensor, old: Tensor, new: Tensor, num_states: int) -> Tensor
 
 
 def sweep(
-    blocks: Sequence[Block], states: Sequence[Tensor], context: Sequence[Tensor], bits: Tensor
+    blocks: Sequence[Block],
+    states: Sequence[Tensor],
+    context: Sequence[Tensor],
+    bits: Tensor,
+    inverse_temperature: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Resample all blocks, one after another.
 
@@ -104,6 +112,7 @@ def sweep(
         states: of each, `(elements, chains)`.
         context: as `Conditionals.context` gives it.
         bits: random, `(all elements, chains)`.
+        inverse_temperature: what log-probabilities are multiplied by, `()`; by default 1. Gains are at 1.
 
     Returns:
         The new states, and what the log density gains, `(chains,)`, in double precision.
@@ -113,7 +122,7 @@ def sweep(
     for number, block in enumerate(blocks):
         rows = bits[row : row + block.num_elements]
         logits = block.logits(now, context)
-        now[number], gains = resample(logits, now[number], rows, block.num_states)
+        now[number], gains = resample(logits, now[number], rows, block.num_states, inverse_temperature)
         gain = gain + gains.sum(0)
         row += block.num_elements
     return tuple(now), gain
