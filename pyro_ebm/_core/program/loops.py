@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,9 @@ _FOLDS = {
 _SIMD_FOLDS = {"sum": "+", "prod": "*", "or": "|", "and": "&"}
 
 Access = tuple[int, int, tuple[tuple[int, int], ...]]
+
+# The names in a line of C: variables, buffers and loop indices.
+_NAMES = re.compile(r"\b[vbi]\d+\b")
 
 
 def _trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -160,6 +164,8 @@ class LoopWriter:
         for depth in range(rank + 1):
             text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
             if depth < rank:
+                if depth == rank - 1:
+                    text += self._hoisted(f"i{depth}")
                 if depth == rank - 1 and simple and self._sizes[-1] > 1:
                     inner = [(s, name) for s, _, name in folds]
                     clauses = "".join(
@@ -174,6 +180,20 @@ class LoopWriter:
                 text.append("}")
             text += [f"{self._address(s.target)} = {name};" for s, kept, name in folds if kept == depth]
         return "{" + "\n".join(text) + "}"
+
+    def _hoisted(self, index: str) -> list[str]:
+        """Take out the lines that the innermost loop only repeats: a compiler cannot, as stores might change them."""
+        written = {f"b{statement.target_view.buffer}" for statement in self._members}
+        hoisted: list[str] = []
+        names: set[str] = set()
+        for line in self._lines:
+            name, used = _NAMES.findall(line)[0], set(_NAMES.findall(line)[1:])
+            own = {each for each in used if each[0] == "v"}
+            if line.startswith("const") and index not in used and own <= names and not used & written:
+                hoisted.append(line)
+                names.add(name)
+        self._lines = [line for line in self._lines if line not in set(hoisted)]
+        return hoisted
 
     def _new(self) -> str:
         self._count += 1

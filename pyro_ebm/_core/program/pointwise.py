@@ -141,7 +141,7 @@ PREAMBLE = r"""
 #define MINIMUM(a, b) ((a) != (a) ? (a) : ((a) < (b) ? (a) : (b)))
 #ifdef VECTOR_MATH
 #define SIMD _Pragma("omp declare simd notinbranch")
-#define UNARY(f) SIMD double f(double); SIMD float f##f(float);
+#define UNARY(name) SIMD double name(double); SIMD float name##f(float);
 UNARY(exp) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(sin) UNARY(cos) UNARY(tan) UNARY(tanh) UNARY(sinh) UNARY(cosh)
 UNARY(asin) UNARY(acos) UNARY(atan) UNARY(erf) UNARY(erfc)
 SIMD double pow(double, double); SIMD float powf(float, float);
