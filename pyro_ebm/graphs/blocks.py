@@ -231,10 +231,10 @@ def _linear(
         return merged.to_dense(), None
     row, column = merged.indices()
     slot = _slots(row, shape[0])
-    weights = like.new_zeros(shape[0], int(slot.max()) + 1)
-    weights[row, slot] = merged.values()
+    weights = like.new_zeros(int(slot.max()) + 1, shape[0])
+    weights[slot, row] = merged.values()
     neighbors = torch.zeros_like(weights, dtype=torch.long)
-    neighbors[row, slot] = column
+    neighbors[slot, row] = column
     return weights, neighbors
 
 
@@ -255,10 +255,10 @@ def _padded(parts: Sequence[_Terms], place_of: Tensor, size: int, null_row: int,
     terms, others = int(slot.max()) + 1, neighbors.shape[1]
     padded = Lookup(
         None,
-        torch.full((size, terms), null_row),
-        torch.zeros(size, terms, others, dtype=torch.long),
-        torch.zeros(size, terms, others, dtype=torch.long),
+        torch.full((terms, size), null_row),
+        torch.zeros(terms, others, size, dtype=torch.long),
+        torch.zeros(terms, others, size, dtype=torch.long),
     )
-    padded.base[row, slot], padded.strides[row, slot], padded.neighbors[row, slot] = base, strides, neighbors
+    padded.base[slot, row], padded.strides[slot, :, row], padded.neighbors[slot, :, row] = base, strides, neighbors
     device = like.device
     return Lookup(None, padded.base.to(device), padded.strides.to(device), padded.neighbors.to(device))

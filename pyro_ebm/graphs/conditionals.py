@@ -26,8 +26,8 @@ class Lookup:
     Attributes:
         table: log-potentials of an element's states in the rows, `(K, rows)` or, for two states, the log odds
             `(1, rows)`; `None` where they come from the context, its entry `number`.
-        base: which row each term starts from, `(elements, terms)`.
-        strides: what a neighbor's state adds, `(elements, terms, arity - 1)`.
+        base: which row each term starts from, `(terms, elements)`.
+        strides: what a neighbor's state adds, `(terms, arity - 1, elements)`.
         neighbors: which row of the sources each neighbor is, likewise.
         number: which of the context's tables it reads.
     """
@@ -41,11 +41,11 @@ class Lookup:
     def __call__(self, sources: Tensor, context: Sequence[Tensor]) -> Tensor:
         """The sum of the rows of each element, `(K or 1, elements, chains)`."""
         total: Tensor | None = None
-        for term in range(self.base.shape[1]):
-            row = self.base[:, term].unsqueeze(-1)
-            for other in range(self.strides.shape[2]):
-                stride = self.strides[:, term, other].unsqueeze(-1)
-                row = row + stride * sources[self.neighbors[:, term, other]].long()
+        for term in range(len(self.base)):
+            row = self.base[term].unsqueeze(-1)
+            for other in range(self.strides.shape[1]):
+                stride = self.strides[term, other].unsqueeze(-1)
+                row = row + stride * sources[self.neighbors[term, other]].long()
             each = self._rows(row, sources.shape[-1], context)
             total = each if total is None else total + each
         return cast(Tensor, total)
@@ -67,8 +67,8 @@ class ElementBlock:
         sources: the numbers of the blocks that it reads.
         bias: what does not depend on others, `(K or 1, elements, 1)`.
         weights: of pairs of two states: a matrix `(elements, rows of the sources)`, or by neighbor
-            `(elements, degree)`.
-        neighbors: of these, `(elements, degree)`; `None` with a matrix.
+            `(degree, elements)`.
+        neighbors: of these, `(degree, elements)`; `None` with a matrix.
         lookups: all else.
     """
 
@@ -103,10 +103,9 @@ class ElementBlock:
     def _linear(self, weights: Tensor, sources: Tensor) -> Tensor:
         if self.neighbors is None:
             return weights @ sources
-        degree = weights.shape[1]
-        if degree > _WRITTEN_OUT:
-            return (weights.unsqueeze(-1) * sources[self.neighbors]).sum(1)
-        total = weights[:, 0].unsqueeze(-1) * sources[self.neighbors[:, 0]]
-        for term in range(1, degree):
-            total = total + weights[:, term].unsqueeze(-1) * sources[self.neighbors[:, term]]
+        if len(weights) > _WRITTEN_OUT:
+            return (weights.unsqueeze(-1) * sources[self.neighbors]).sum(0)
+        total = weights[0].unsqueeze(-1) * sources[self.neighbors[0]]
+        for term in range(1, len(weights)):
+            total = total + weights[term].unsqueeze(-1) * sources[self.neighbors[term]]
         return total

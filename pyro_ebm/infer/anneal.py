@@ -110,7 +110,7 @@ def anneal(
             if num_steps >= _WORTH_COMPILING and len(density.blocks) <= MOST_BLOCKS:
                 program, _ = build_program(partial(_step, density), carry, (bits[0], some[0]), (), patient=False)
         carry, _ = program(carry, (bits, some), ())
-    best = density.discrete_position(carry[2])
+    best = density.layout.position(carry[2])
     return Annealed(target.constrain(best), -density(best)[0])
 
 

@@ -12,6 +12,7 @@ from pyro_ebm.graphs import FactorGraph
 from pyro_ebm.graphs.blocks import conditional_blocks, unbatched
 from pyro_ebm.graphs.conditionals import ElementBlock
 from pyro_ebm.infer.graph_target import GraphTarget, require_discrete
+from pyro_ebm.mcmc.heat_bath import Layout
 
 
 class ConditionalDensity:
@@ -24,7 +25,8 @@ class ConditionalDensity:
 
     def __init__(self, target: GraphTarget, blocks: Sequence[ElementBlock]) -> None:
         self._target, self.blocks = target, blocks
-        self._order = torch.cat([block.elements for block in blocks]).argsort()
+        order = torch.cat([block.elements for block in blocks]).argsort()
+        self.layout = Layout(order, target.low, target.spacing)
 
     def __call__(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
@@ -36,13 +38,9 @@ class ConditionalDensity:
         numbers = ((discrete - self._target.low) / self._target.spacing).mT
         return tuple(numbers[block.elements] for block in self.blocks)
 
-    def discrete_position(self, states: Sequence[Tensor]) -> Tensor:
-        """The other way round, `(chains, discrete)`."""
-        return self.in_order([each.unsqueeze(0) for each in states])[0].mT * self._target.spacing + self._target.low
-
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """What is said of blocks, each `(lead, elements, chains)`, in the order of the position's elements."""
-        return torch.cat(list(parts), 1)[:, self._order]
+        return torch.cat(list(parts), 1)[:, self.layout.order]
 
     def context(self, position: Tensor) -> tuple[Tensor, ...]:
         """Nothing: all is discrete."""

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm._core.randomness import random_bits, uniform
-from pyro_ebm.mcmc.heat_bath import Conditionals, resample_one, sweep
+from pyro_ebm.mcmc.heat_bath import Conditionals, Layout, resample_one, sweep
 from pyro_ebm.mcmc.metric import Whitened
 
 
@@ -31,11 +31,22 @@ class Randomness(NamedTuple):
 
 
 class State(NamedTuple):
-    """The present draw, `(chains, dim)`, as `states` of blocks too, with its `log_density` `(chains,)`."""
+    """The present draw as states.
 
-    position: Tensor
+    Attributes:
+        states: of each block, `(elements, chains)`.
+        log_density: `(chains,)`, in double precision.
+        layout: how they make a position.
+    """
+
     states: tuple[Tensor, ...]
     log_density: Tensor
+    layout: Layout
+
+    @property
+    def position(self) -> Tensor:
+        """The values of all elements, `(chains, dim)`."""
+        return self.layout.position(self.states)
 
 
 class Info(NamedTuple):
@@ -65,14 +76,14 @@ def init(density: Whitened, position: Tensor, parameters: Parameters, randomness
     """Chains at `position`, `(chains, dim)`."""
     target = conditionals(density)
     value, _ = target(position)
-    return State(position, target.states(position), value.double())
+    return State(target.states(position), value.double(), target.layout)
 
 
 def step(density: Whitened, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One sweep of every chain."""
     target = conditionals(density)
     states, gain = sweep(target.blocks, state.states, (), randomness.bits)
-    new = State(target.discrete_position(states), states, state.log_density + gain)
+    new = State(states, state.log_density + gain, state.layout)
     return new, info_of(new.log_density)
 
 
@@ -83,7 +94,7 @@ def random_scan_step(
     target = conditionals(density)
     chosen = (randomness.uniform * len(target.blocks)).floor()
     states, gain = resample_one(target.blocks, state.states, randomness.bits, chosen)
-    new = State(target.discrete_position(states), states, state.log_density + gain)
+    new = State(states, state.log_density + gain, state.layout)
     return new, info_of(new.log_density)
 
 

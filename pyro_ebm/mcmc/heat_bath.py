@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,24 @@ class Block(Protocol):
         ...
 
 
+class Layout(NamedTuple):
+    """How the states of blocks make the discrete part of a position.
+
+    Attributes:
+        order: where each element is among the blocks' elements side by side, `(discrete,)`.
+        low: the lowest value of each element, `(discrete,)`.
+        spacing: the distance of its values, `(discrete,)`.
+    """
+
+    order: Tensor
+    low: Tensor
+    spacing: Tensor
+
+    def position(self, states: Sequence[Tensor]) -> Tensor:
+        """States `(elements, chains)` of all blocks to values, `(chains, discrete)`."""
+        return torch.cat(list(states))[self.order].mT * self.spacing + self.low
+
+
 class Conditionals(LogDensity, Protocol):
     """A log density over discrete elements, and maybe continuous ones, that knows its conditionals."""
 
@@ -54,8 +72,9 @@ class Conditionals(LogDensity, Protocol):
         """The states of all blocks at a position `(chains, dim)`, each `(elements, chains)`."""
         ...
 
-    def discrete_position(self, states: Sequence[Tensor]) -> Tensor:
-        """The other way round, but for continuous elements: `(chains, discrete)`."""
+    @property
+    def layout(self) -> Layout:
+        """How states make a position."""
         ...
 
     def context(self, position: Tensor) -> tuple[Tensor, ...]:
@@ -81,7 +100,7 @@ def resample(
     noise = uniform_of_bits(bits, logits.dtype)
     scaled = logits if inverse_temperature is None else logits * inverse_temperature
     if num_states == 2:
-        new = (noise * (1 + (-scaled).exp()) < 1).to(old.dtype)
+        new = torch.where(noise * (1 + (-scaled).exp()) < 1, torch.ones_like(old), torch.zeros_like(old))
         return new, gain_of(logits, old, new, num_states)
     below = (scaled - scaled.amax(0, keepdim=True)).exp().cumsum(0)
     new = (noise * below[-1] >= below[:-1]).sum(0).to(old.dtype)

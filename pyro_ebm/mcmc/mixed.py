@@ -72,7 +72,7 @@ def step(
     target = conditionals(density)
     position = density.metric.to_position(torch.cat([discrete, inner.position], -1))
     states, gain = sweep(target.blocks, target.states(position), target.context(position), randomness.bits)
-    discrete = torch.where(info.done.unsqueeze(-1), target.discrete_position(states), discrete)
+    discrete = torch.where(info.done.unsqueeze(-1), target.layout.position(states), discrete)
     fresh = sampler.init(_given(density, discrete), inner.position, parameters, randomness.fresh)
     draw = inner.position
     inner = pytree.tree_map(lambda new, old: torch.where(_beside(info.done, new), new, old), fresh, inner)
