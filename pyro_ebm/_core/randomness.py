@@ -36,6 +36,6 @@ def random_bits(shape: Sequence[int], device: torch.device, generator: Generator
 
 
 def uniform_of_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uniform numbers in (0, 1), never as close to 1 that a product with one rounds up, from 31 bits of each integer."""
+    """Uniform numbers in (0, 1), from 31 bits of each integer; none so near to 1 that `u x` is rounded to x."""
     spread = (bits.bitwise_and(0x7FFFFFFF).to(dtype) + 0.5) * 2.0**-31
     return spread.clamp(max=1 - 2.0**-23) if dtype == torch.float32 else spread

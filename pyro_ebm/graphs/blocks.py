@@ -96,10 +96,12 @@ def conditional_blocks(tables: LogTables, dynamic: Sequence[DynamicGroup] = ()) 
     Raises:
         GraphError: if a factor has an element twice.
     """
-    scopes = [group.scopes for group in (*tables.groups, *dynamic)]
+    scopes = [group.scopes for group in tables.groups] + [group.scopes for group in dynamic]
     for each in scopes:
         if each.shape[1] > 1 and bool((each.sort(-1).values.diff(dim=-1) == 0).any()):
-            raise GraphError("FactorGraph: got a scope that has an element twice, expected different ones for sampling.")
+            raise GraphError(
+                "FactorGraph: got a scope that has an element twice, expected different ones for sampling."
+            )
     layout = _layout(tables, scopes)
     return [_build(tables, dynamic, layout, number) for number in range(layout.count)]
 
@@ -199,7 +201,9 @@ def _build(tables: LogTables, dynamic: Sequence[DynamicGroup], layout: _Layout, 
                 moving.append((terms, entry, len(each.scopes) * math.prod(each.sizes) // each.sizes[place]))
             entry += 1
     parts = [part for group_parts in static.values() for part, _ in group_parts] + [part for part, _, _ in moving]
-    seen = torch.cat([torch.empty(0, dtype=torch.long), *(n for _, n, _ in pairs), *(p.neighbors.flatten() for p in parts)])
+    seen = torch.cat(
+        [torch.empty(0, dtype=torch.long), *(n for _, n, _ in pairs), *(p.neighbors.flatten() for p in parts)]
+    )
     sources = layout.block[seen].unique().tolist()
     place_of, total = torch.zeros_like(layout.row), 0
     for source in sources:
@@ -214,8 +218,8 @@ def _build(tables: LogTables, dynamic: Sequence[DynamicGroup], layout: _Layout, 
         shifted = [replace(t, base=t.base + start) for (t, _), start in zip(group_parts, starts[:-1], strict=True)]
         found = _padded(shifted, place_of, size, table.shape[1], like)
         lookups.append(replace(found, table=torch.nn.functional.pad(table, (0, 1))))
-    for terms, which, rows in moving:
-        lookups.append(replace(_padded([terms], place_of, size, rows, like), number=which))
+    for terms, which, count in moving:
+        lookups.append(replace(_padded([terms], place_of, size, count, like), number=which))
     where = elements.to(like.device)
     return ElementBlock(where, states, tuple(sources), bias.unsqueeze(-1), weights, neighbors, tuple(lookups))
 

@@ -89,7 +89,9 @@ class ElementBlock:
         """Conditional log-probabilities `(K, elements, chains)`; of two states the log odds `(elements, chains)`."""
         total = self.bias.expand(-1, -1, states[0].shape[-1])
         if self.sources:
-            sources = states[self.sources[0]] if len(self.sources) == 1 else torch.cat([states[n] for n in self.sources])
+            sources = (
+                states[self.sources[0]] if len(self.sources) == 1 else torch.cat([states[n] for n in self.sources])
+            )
             if self.weights is not None:
                 total = total + self._linear(self.weights, sources)
             for lookup in self.lookups:

@@ -35,7 +35,8 @@ class DiscreteLangevin(DiscreteKernel):
     >>> import torch
     >>> from torch.distributions import constraints
     >>> from pyro_ebm import MCMC, DiscreteLangevin, energy
-    >>> counts = energy(lambda x: (0.2 * (x - 3) ** 2).sum(-1), event_shape=(5,), support=constraints.integer_interval(0, 9))
+    >>> digits = constraints.integer_interval(0, 9)
+    >>> counts = energy(lambda x: (0.2 * (x - 3) ** 2).sum(-1), event_shape=(5,), support=digits)
     >>> mcmc = MCMC(DiscreteLangevin(counts, ordinal=True), 10, warmup_steps=20, num_chains=3, disable_progbar=True)
     >>> mcmc.run()
     >>> mcmc.get_samples(group_by_chain=True)["x"].shape
@@ -61,6 +62,4 @@ class DiscreteLangevin(DiscreteKernel):
 
     def configure(self, settings: RunSettings, target: Target, num_chains: int) -> RunSettings:
         """The step size, and states as they are."""
-        return replace(
-            settings, step_size=self.step_size, adapt_step_size=self.adapt_step_size, adapt_metric=False
-        )
+        return replace(settings, step_size=self.step_size, adapt_step_size=self.adapt_step_size, adapt_metric=False)

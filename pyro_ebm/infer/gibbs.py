@@ -22,8 +22,8 @@ class Gibbs(DiscreteKernel):
     Args:
         model: a `FactorGraph` of discrete variables, or an energy over one that has few joint states.
         init_strategy: where chains start; see `DiscreteKernel`.
-        scan: `"systematic"`: a transition is a sweep over all colours; `"random"`: it is one colour, chosen at random in
-            each chain, which makes it reversible.
+        scan: `"systematic"`: a transition is a sweep over all colours; `"random"`: it is one of them, chosen at random
+            in each chain, which makes it reversible.
 
     Raises:
         ValueError: if `scan` is neither.

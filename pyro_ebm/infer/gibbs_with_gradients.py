@@ -30,8 +30,9 @@ class GibbsWithGradients(DiscreteKernel):
     >>> from torch.distributions import constraints
     >>> from pyro_ebm import MCMC, GibbsWithGradients, energy
     >>> weight = torch.linspace(-1, 1, 12).reshape(4, 3)
-    >>> free_energy = energy(lambda v: -torch.nn.functional.softplus(v @ weight).sum(-1), event_shape=(4,), support=constraints.boolean)
-    >>> kernel = GibbsWithGradients(free_energy)
+    >>> def free_energy(v):
+    ...     return -torch.nn.functional.softplus(v @ weight).sum(-1)
+    >>> kernel = GibbsWithGradients(energy(free_energy, event_shape=(4,), support=constraints.boolean))
     >>> mcmc = MCMC(kernel, num_samples=10, warmup_steps=5, num_chains=3, thinning=4, disable_progbar=True)
     >>> mcmc.run()
     >>> mcmc.get_samples(group_by_chain=True)["x"].shape

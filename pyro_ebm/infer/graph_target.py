@@ -177,7 +177,9 @@ class GraphTarget:
         """Given values as a position `(dim,)`, NaN where none is given."""
         unknown = set(values) - set(self.raveler.shapes)
         if unknown:
-            raise InitializationError(f"got values for {sorted(unknown)}, expected some of {list(self.raveler.shapes)}.")
+            raise InitializationError(
+                f"got values for {sorted(unknown)}, expected some of {list(self.raveler.shapes)}."
+            )
         parts = {}
         for name, site in self.structure.latents.items():
             parts[name] = self.like.new_full(site.unconstrained_shape, torch.nan)

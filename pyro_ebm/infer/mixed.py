@@ -30,7 +30,7 @@ class Mixed(Kernel):
     exact. Chains do not wait for one another's trajectories. Continuous variables move in unconstrained coordinates,
     where their step size and mass matrix adapt as usual.
 
-    Where discrete and continuous variables are strongly coupled, such as a component and its mean, a chain may stay long
+    Where discrete and continuous variables are strongly coupled, such as a component and its mean, a chain may stay
     in one mode: look at R-hat over many chains. `NUTS(model)` on a Pyro model sums its discrete sites out instead.
 
     Args:
@@ -62,7 +62,7 @@ class Mixed(Kernel):
         if not isinstance(kernel, AdaptiveKernel) or isinstance(kernel, ChEES):
             raise TypeError(
                 f"Mixed: got continuous, which makes a {type(kernel).__name__}, expected a kernel whose step size "
-                "adapts, and whose chains go their own ways: NUTS, HMC, MALA, or a function of the graph that makes one."
+                "adapts and whose chains go their own ways: NUTS, HMC, MALA, or a function of the graph that makes one."
             )
         self._inner = kernel
 

@@ -57,7 +57,7 @@ class MixedTarget(GraphTarget):
             raise GraphError("Mixed: got discrete variables alone, expected continuous ones too. Use Gibbs(graph).")
         if graph.batch_shape:
             raise GraphError(
-                f"Mixed: got a graph with batch shape {tuple(graph.batch_shape)}, expected none. Sample its members one "
-                "by one, or put the batch into the variables."
+                f"Mixed: got a graph with batch shape {tuple(graph.batch_shape)}, expected none. Sample its members "
+                "one by one, or put the batch into the variables."
             )
         self.log_density = MixedDensity(self, graph)  # type: ignore[method-assign]

@@ -14,8 +14,8 @@ from pyro_ebm.mcmc.run import RunSettings
 class SwendsenWang(DiscreteKernel):
     """Swendsen and Wang's cluster sampler, for ferromagnetic Ising and Potts models without a field.
 
-    A step flips whole clusters of equal neighbors, and so is at home where `Gibbs` takes ages: near a critical point, and
-    between the states of an ordered phase.
+    A step flips whole clusters of equal neighbors, and so is at home where `Gibbs` takes ages: near a critical point,
+    and between the states of an ordered phase.
 
     Args:
         model: a `FactorGraph` of `IsingEnergy` or `PottsEnergy`, or tables like theirs, with couplings of zero or more

@@ -52,9 +52,9 @@ class Algorithm:
     """
 
     name: str
-    init: Callable[[LogDensity, Tensor, Any, Any], State]
+    init: Callable[[Any, Tensor, Any, Any], State]
     draw_randomness: Callable[[Tensor, Generator], Any]
-    step: Callable[[LogDensity, Any, Any, Any], tuple[State, Info]]
+    step: Callable[[Any, Any, Any, Any], tuple[State, Info]]
     adaptation: Callable[[Tensor, int], Adaptation]
     parameters: Callable[[Any, Tensor], Any]
     target_accept_prob: float = 1.0

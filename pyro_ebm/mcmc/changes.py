@@ -36,7 +36,7 @@ class Changes(LogDensity, Protocol):
 
 
 class State(NamedTuple):
-    """The present draw `(chains, dim)`, its `log_density` `(chains,)`, and its `gains` `(chains, dim, alternatives)`."""
+    """The present draw `(chains, dim)`, `log_density` `(chains,)`, and `gains` `(chains, dim, alternatives)`."""
 
     position: Tensor
     log_density: Tensor

@@ -48,9 +48,7 @@ def step(density: Whitened, state: State, randomness: Randomness, parameters: Pa
     return metropolis(state, proposed, log_ratio, randomness.uniform, parameters.step_size)
 
 
-def _flips(
-    target: Changes, state: State, noise: Tensor, parameters: Parameters
-) -> tuple[State, Tensor]:
+def _flips(target: Changes, state: State, noise: Tensor, parameters: Parameters) -> tuple[State, Tensor]:
     """Where every element has two states."""
     log_step = parameters.step_size.log().unsqueeze(-1)
     odds = state.gains[..., 0] / 2 + log_step
@@ -63,9 +61,7 @@ def _flips(
     return proposed, log_ratio.sum(-1)
 
 
-def _choices(
-    target: Changes, state: State, noise: Tensor, parameters: Parameters
-) -> tuple[State, Tensor]:
+def _choices(target: Changes, state: State, noise: Tensor, parameters: Parameters) -> tuple[State, Tensor]:
     """Where elements have any numbers of states."""
     old = state_numbers(target, state.position)
     logits = _logits(target, state.gains, old, parameters)

@@ -1,9 +1,9 @@
 """Swendsen and Wang's cluster sampler: bonds between equal neighbors, and a new state for each cluster.
 
 For `p(x) ∝ exp(Σ_e J_e [x_i = x_j])` with all `J_e ≥ 0`: every edge between equal states becomes a bond with
-probability `1 - exp(-J_e)`, and every cluster of bonds takes a state of its own, uniformly. Near a critical point, where
-single elements take ages, the whole pattern changes in a few steps. It is not one static program, since the clusters
-take as many rounds to find as they are tangled.
+probability `1 - exp(-J_e)`, and every cluster of bonds takes a state of its own, uniformly. Near a critical point,
+where single elements take ages, the whole pattern changes in a few steps. It is not one static program, since the
+clusters take as many rounds to find as they are tangled.
 
 References:
     Swendsen and Wang 1987, Nonuniversal critical dynamics in Monte Carlo simulations.
