@@ -4,8 +4,9 @@ import pyro
 import pytest
 import torch
 from discrete_cases import GRAPHS, assert_agrees, assert_invariant, spin_glass
+from pyro.distributions import Bernoulli
 from torch import Tensor
-from torch.distributions import Bernoulli, constraints
+from torch.distributions import constraints
 
 from pyro_ebm import (
     MCMC,

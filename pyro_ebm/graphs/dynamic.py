@@ -86,7 +86,7 @@ class DynamicFactor:
                 columns.append(self._states(name, at + taken))
                 taken += 1
             else:
-                columns.append(values[name].flatten(1)[:, self._factor.index[:, column]])
+                columns.append(values[name].reshape(len(values[name]), -1)[:, self._factor.index[:, column]])
         if not argument.stacked:
             return columns[0], taken
         dtype = torch.result_type(columns[0], columns[-1])

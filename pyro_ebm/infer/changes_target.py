@@ -88,7 +88,7 @@ def _is_smooth(factor: Factor, target: GraphTarget) -> bool:
     """Whether a factor is over whole variables, and differentiable in them."""
     if factor.grouped:
         return False
-    point = (target.low + target.spacing * (target.num_states - 1) / 2).requires_grad_()
+    point = target.low.clone().requires_grad_()
     shapes = {name: variable.shape for name, variable in target.graph.variables.items()}
     try:
         energy = factor(target.raveler.unravel(point), shapes)

@@ -42,14 +42,15 @@ class Mixed(Kernel):
     Raises:
         TypeError: if `continuous` makes no kernel that adapts.
 
-    >>> import torch
+    >>> import pyro, torch
+    >>> pyro.set_rng_seed(0)
     >>> from torch.distributions import Normal
     >>> from pyro_ebm import MCMC, FactorGraph, Mixed, energy
     >>> graph = FactorGraph()
     >>> side = graph.variable("side", num_states=2)
     >>> place = graph.variable("place", support=torch.distributions.constraints.real)
     >>> graph.factor(energy(lambda s, x: -Normal(2.0 * s, 1.0).log_prob(x), event_shape=[(), ()]), side, place)
-    >>> mcmc = MCMC(Mixed(graph), num_samples=10, warmup_steps=10, num_chains=3, disable_progbar=True)
+    >>> mcmc = MCMC(Mixed(graph), num_samples=10, warmup_steps=50, num_chains=3, disable_progbar=True)
     >>> mcmc.run()
     >>> {name: tuple(draws.shape) for name, draws in mcmc.get_samples(group_by_chain=True).items()}
     {'side': (3, 10), 'place': (3, 10)}
