@@ -120,3 +120,12 @@ def assert_invariant(kernel: object, graph: FactorGraph, steps: int) -> None:
         states = torch.nn.functional.one_hot(graph[name].states(draws), exact[name].shape[-1]).float()
         error = (exact[name] * (1 - exact[name]) / chains).sqrt()
         assert ((states.mean(0) - exact[name]).abs() <= 4.5 * error + 1e-6).all(), name
+
+
+def begin(mcmc: MCMC, blocks: int) -> None:
+    """Start a run, and leave it after so many blocks of ticks."""
+    target = mcmc._build((), {})
+    position = target.initial_points(mcmc.kernel.init_strategy, mcmc.num_chains)
+    mcmc._run, mcmc._target = mcmc._make_run(target, position), target
+    for _ in range(blocks):
+        mcmc._run.advance()

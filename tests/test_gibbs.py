@@ -5,7 +5,7 @@ import warnings
 import pyro
 import pytest
 import torch
-from discrete_cases import GRAPHS, assert_agrees, assert_invariant, spin_glass
+from discrete_cases import GRAPHS, assert_agrees, assert_invariant, begin, spin_glass
 from pyro.infer.autoguide.initialization import init_to_value
 from torch.distributions import constraints
 
@@ -66,12 +66,7 @@ def test_seeds_repeat_and_a_resumed_run_is_the_same() -> None:
     assert torch.equal(first.get_samples()["label"], second.get_samples()["label"])
     pyro.set_rng_seed(0)
     part = MCMC(Gibbs(graph), 50, 100, num_chains=4, disable_progbar=True, compile=False)
-    part._run, part._target = None, None
-    target = part._build((), {})
-    position = target.initial_points(part.kernel.init_strategy, 4)
-    part._run, part._target = part._make_run(target, position), target
-    for _ in range(3):
-        part._run.advance()
+    begin(part, 3)
     rest = MCMC(Gibbs(graph), 50, 100, num_chains=4, disable_progbar=True, compile=False)
     rest.load_state_dict(part.state_dict())
     rest.resume()

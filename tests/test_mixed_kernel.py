@@ -9,6 +9,7 @@ from functools import partial
 import pyro
 import pytest
 import torch
+from discrete_cases import begin
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -84,8 +85,10 @@ def test_seeds_repeat_and_a_resumed_run_is_the_same() -> None:
         with _quiet():
             runs[-1].run()
     assert torch.equal(runs[0].get_samples()["scale"], runs[1].get_samples()["scale"])
-    again = make()
-    again.load_state_dict(runs[0].state_dict())
+    pyro.set_rng_seed(3)
+    part, again = make(), make()
+    begin(part, 4)
+    again.load_state_dict(part.state_dict())
     with _quiet():
         again.resume()
     assert torch.equal(runs[0].get_samples()["label"], again.get_samples()["label"])
