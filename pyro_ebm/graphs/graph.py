@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import networkx as nx
@@ -393,3 +393,15 @@ def join(graphs: Sequence[FactorGraph]) -> FactorGraph:
                     "it. Join them first, and condition the joint graph."
                 )
     return joined
+
+
+def graph_of(graph: FactorGraph, factors: Iterable[nn.Module], *, only: Sequence[str] | None = None) -> FactorGraph:
+    """Some of the factors, which are shared, not copied, over all variables or some."""
+    part = FactorGraph()
+    for name, variable in graph.variables.items():
+        if only is None or name in only:
+            part._add_variable(variable)
+    for factor in factors:
+        part._add_factor(cast(Factor, factor))
+    part.batch_shape = graph.batch_shape
+    return part

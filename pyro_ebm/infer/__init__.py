@@ -1,17 +1,23 @@
 """The seam to Pyro's models: batched inference for any of them, in Pyro's own words."""
 
+from pyro_ebm.infer.anneal import Annealed, anneal
 from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
+from pyro_ebm.infer.discrete_langevin import DiscreteLangevin
 from pyro_ebm.infer.elliptical_slice import EllipticalSlice
+from pyro_ebm.infer.gibbs import Gibbs
+from pyro_ebm.infer.gibbs_with_gradients import GibbsWithGradients
 from pyro_ebm.infer.hmc import HMC
 from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
 from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
+from pyro_ebm.infer.mixed import Mixed
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
 from pyro_ebm.infer.sgld import SGLD
+from pyro_ebm.infer.swendsen_wang import SwendsenWang
 from pyro_ebm.infer.underdamped import UnderdampedLangevin
 
 __all__ = [
@@ -22,12 +28,19 @@ __all__ = [
     "NUTS",
     "SGLD",
     "AdjustedMCLMC",
+    "Annealed",
     "Barker",
     "ChEES",
+    "DiscreteLangevin",
     "EllipticalSlice",
+    "Gibbs",
+    "GibbsWithGradients",
     "Langevin",
+    "Mixed",
     "RandomWalk",
+    "SwendsenWang",
     "UnderdampedLangevin",
+    "anneal",
     "init_to_pathfinder",
     "to_arviz",
 ]

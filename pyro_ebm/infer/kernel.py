@@ -58,7 +58,7 @@ class Kernel(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The arguments by name, but for the model and the start."""
-        apart = ("model", "init_strategy", "inverse_mass_matrix")
+        apart = ("model", "init_strategy", "inverse_mass_matrix", "continuous")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
 
 

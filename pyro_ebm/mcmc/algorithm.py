@@ -1,7 +1,7 @@
 """What a run asks of a sampler: its module's functions, bound to their settings."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,20 @@ from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc import (
     adjusted_mclmc,
     barker,
+    changes,
     chees,
+    discrete_langevin,
     elliptical_slice,
+    gibbs,
+    gibbs_with_gradients,
     hmc,
     langevin,
     mclmc,
+    mixed,
     nuts,
     random_walk,
     sgld,
+    swendsen_wang,
     underdamped,
 )
 from pyro_ebm.mcmc.chees import LengthAdaptation
@@ -41,17 +47,20 @@ class Algorithm:
         target_accept_prob: what the step size adapts to, if it does.
         usual_ticks: how many ticks a transition takes, until they have been counted.
         remedy: what helps where transitions diverge.
+        structured: whether it asks the log density for more than value and gradient, such as conditionals. That is then
+            neither compiled on its own nor tried for a first step size.
     """
 
     name: str
-    init: Callable[[LogDensity, Tensor, Any, Any], State]
+    init: Callable[[Any, Tensor, Any, Any], State]
     draw_randomness: Callable[[Tensor, Generator], Any]
-    step: Callable[[LogDensity, Any, Any, Any], tuple[State, Info]]
+    step: Callable[[Any, Any, Any, Any], tuple[State, Info]]
     adaptation: Callable[[Tensor, int], Adaptation]
     parameters: Callable[[Any, Tensor], Any]
     target_accept_prob: float = 1.0
     usual_ticks: float = 4.0
     remedy: str = "raise target_accept_prob, or reparametrise the model"
+    structured: bool = False
 
 
 def nuts_algorithm(*, max_tree_depth: int = 10, target_accept_prob: float = 0.8) -> Algorithm:
@@ -288,3 +297,84 @@ class _BySize:
             step_size, length, num_steps = argument
             return hmc.Parameters(step_size * dim**0.5, length * dim**0.5, num_steps)
         return argument
+
+
+def gibbs_algorithm(*, random_scan: bool) -> Algorithm:
+    """Block Gibbs sampling: see `gibbs`."""
+    return Algorithm(
+        name="Gibbs",
+        init=gibbs.init,
+        draw_randomness=gibbs.draw_randomness,
+        step=gibbs.random_scan_step if random_scan else gibbs.step,
+        adaptation=FixedStepSize.start,
+        parameters=_no_parameters,
+        usual_ticks=1.0,
+        structured=True,
+    )
+
+
+def _no_parameters(adaptation: Adaptation, _: Tensor) -> gibbs.Parameters:
+    return gibbs.Parameters()
+
+
+def swendsen_wang_algorithm() -> Algorithm:
+    """Swendsen and Wang's cluster sampler: see `swendsen_wang`."""
+    return Algorithm(
+        name="Swendsen-Wang",
+        init=swendsen_wang.init,
+        draw_randomness=swendsen_wang.draw_randomness,
+        step=swendsen_wang.step,
+        adaptation=FixedStepSize.start,
+        parameters=_no_parameters,
+        usual_ticks=1.0,
+        structured=True,
+    )
+
+
+def gibbs_with_gradients_algorithm() -> Algorithm:
+    """Gibbs with gradients: see `gibbs_with_gradients`."""
+    return Algorithm(
+        name="Gibbs with gradients",
+        init=changes.init,
+        draw_randomness=gibbs_with_gradients.draw_randomness,
+        step=gibbs_with_gradients.step,
+        adaptation=FixedStepSize.start,
+        parameters=_no_parameters,
+        usual_ticks=1.0,
+        remedy="see where the energy is not finite",
+        structured=True,
+    )
+
+
+def discrete_langevin_algorithm(*, ordinal: bool, target_accept_prob: float) -> Algorithm:
+    """The discrete Metropolis-adjusted Langevin algorithm: see `discrete_langevin`."""
+    return Algorithm(
+        name="Discrete Langevin",
+        init=changes.init,
+        draw_randomness=discrete_langevin.draw_randomness,
+        step=discrete_langevin.step,
+        adaptation=DualAveraging.start,
+        parameters=partial(_discrete_langevin_parameters, ordinal),
+        target_accept_prob=target_accept_prob,
+        usual_ticks=1.0,
+        remedy="see where the energy is not finite",
+        structured=True,
+    )
+
+
+def _discrete_langevin_parameters(ordinal: bool, adaptation: Adaptation, _: Tensor) -> discrete_langevin.Parameters:
+    step_sizes = adaptation.step_sizes.clamp(max=1)
+    return discrete_langevin.Parameters(step_sizes, torch.tensor(ordinal, device=step_sizes.device))
+
+
+def mixed_algorithm(continuous: Algorithm, *, num_discrete: int) -> Algorithm:
+    """Gibbs sampling of discrete elements within a sampler of continuous ones: see `mixed`."""
+    sampler = mixed.Sampler(continuous.init, continuous.draw_randomness, continuous.step)
+    return replace(
+        continuous,
+        name=f"Gibbs within {continuous.name}",
+        init=partial(mixed.init, sampler, num_discrete),
+        draw_randomness=partial(mixed.draw_randomness, sampler, num_discrete),
+        step=partial(mixed.step, sampler, num_discrete),
+        structured=True,
+    )

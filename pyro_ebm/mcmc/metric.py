@@ -4,6 +4,7 @@ Sampling `x = L q` with unit masses is the same chain as sampling `x` with mass 
 5.4.1). So the samplers know of no masses: they see the density of `q`, and one rule covers all kinds of matrices.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -150,14 +151,27 @@ class LowRankMetric(NamedTuple):
 METRICS = {kind.__name__: kind for kind in (DiagonalMetric, DenseMetric, LowRankMetric)}
 
 
-def whiten(metric: Metric, log_density: LogDensity) -> LogDensity:
+@dataclass(frozen=True)
+class Whitened:
+    """The log density of `q`, up to the constant `log |det L|`, with its gradient.
+
+    Attributes:
+        metric: the change of variables.
+        log_density: that of `x`: samplers of structured densities ask it for more than its gradient.
+    """
+
+    metric: Metric
+    log_density: LogDensity
+
+    def __call__(self, whitened: Tensor, /) -> tuple[Tensor, Tensor]:
+        """`(chains, dim)` to `(chains,)` and `(chains, dim)`."""
+        value, gradient = self.log_density(self.metric.to_position(whitened))
+        return value, self.metric.whiten_gradient(gradient)
+
+
+def whiten(metric: Metric, log_density: LogDensity) -> Whitened:
     """The log density of `q`, up to the constant `log |det L|`, with its gradient."""
-
-    def whitened_density(whitened: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = log_density(metric.to_position(whitened))
-        return value, metric.whiten_gradient(gradient)
-
-    return whitened_density
+    return Whitened(metric, log_density)
 
 
 def metric_of(inverse_mass_matrix: Tensor) -> DiagonalMetric | DenseMetric:

@@ -47,4 +47,4 @@ def draw_minibatches(subsamples: Sequence[Subsample], lead: Sequence[int], gener
 
 def at_minibatch(log_density: Callable[..., tuple[Tensor, Tensor]], minibatch: Sequence[Tensor]) -> LogDensity:
     """A log density that takes indices after the position, as it is estimated from one minibatch."""
-    return lambda position: log_density(position, *minibatch)
+    return (lambda position: log_density(position, *minibatch)) if minibatch else log_density

@@ -125,7 +125,7 @@ class Run:
         self._pending: Any = None  # the randomness of the rest of the block
         self.concerns: list[str] = []
         self._log_density = self._traceable = log_density
-        if settings.compile != "no":
+        if settings.compile != "no" and not algorithm.structured:
             examples = (position, *(each.first(position.device) for each in settings.subsamples))
             self._log_density = compiled = CompiledFunction(log_density, *examples, patient=settings.compile == "yes")
             self._traceable, self.concerns = compiled.plain, compiled.reasons
@@ -303,7 +303,8 @@ class Run:
             sound = done & torch.isfinite(lp) & ~diverging & usual
             sound = sound & (lp > _implausible(lp[sound], whitened.shape[-1]))
             self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
-            self._mass = self._mass.update(done, lp, whitened)
+            if not self.algorithm.structured:  # the bound is that of densities over reals
+                self._mass = self._mass.update(done, lp, whitened)
             self._diverged_in_window = self._diverged_in_window + (done & diverging & ~said["non_finite"]).sum(0)
 
     def _end_window_if_due(self) -> None:
@@ -363,8 +364,10 @@ class Run:
         minibatch = draw_minibatches(self.settings.subsamples, (), self.generator)
         density = whiten(self.metric, at_minibatch(self._log_density, minibatch))
         if self.warming_up and self.settings.adapt_step_size:
-            momentum = normal(whitened.shape, whitened, self.generator)
-            step_size = reasonable_step_size(density, whitened, momentum, self.step_size)
+            step_size = self.step_size
+            if not self.algorithm.structured:
+                momentum = normal(whitened.shape, whitened, self.generator)
+                step_size = reasonable_step_size(density, whitened, momentum, step_size)
             self._adaptation = self._adaptation.restarted(step_size, same_scale=same_scale)
         if self.warming_up and self._windows[self._window].renews_metric:
             self._estimator = self._no_draws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +24,9 @@ _SIMD_FOLDS = {"sum": "+", "prod": "*", "or": "|", "and": "&"}
 _SHORT = 4
 
 Access = tuple[int, int, tuple[tuple[int, int], ...]]
+
+# The names in a line of C: variables, buffers and loop indices.
+_NAMES = re.compile(r"\b[vbi]\d+\b")
 
 
 def _trimmed(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -175,6 +179,8 @@ class LoopWriter:
             text += before if depth == 0 else []
             text += [f"{C_TYPES[s.dtype]} {name} = {s.initial};" for s, kept, name in folds if kept == depth]
             if depth < rank:
+                if depth == rank - 1:
+                    text += self._hoisted(f"i{depth}")
                 if depth == wide and simple and self._sizes[depth] > 1 and max(conditions, default=0) <= depth:
                     across = [(s, name) for s, kept, name in folds if kept <= depth]
                     clauses = "".join(
@@ -202,6 +208,20 @@ class LoopWriter:
             holds = f"({place} | forced)" if guard.mask.is_scalar else place
             found.setdefault(depth, []).append(("" if guard.wanted else "!") + holds)
         return {depth: sorted(each) for depth, each in found.items()}
+
+    def _hoisted(self, index: str) -> list[str]:
+        """Take out the lines that the innermost loop only repeats: a compiler cannot, as stores might change them."""
+        written = {f"b{statement.target_view.buffer}" for statement in self._members}
+        hoisted: list[str] = []
+        names: set[str] = set()
+        for line in self._lines:
+            name, used = _NAMES.findall(line)[0], set(_NAMES.findall(line)[1:])
+            own = {each for each in used if each[0] == "v"}
+            if line.startswith("const") and index not in used and own <= names and not used & written:
+                hoisted.append(line)
+                names.add(name)
+        self._lines = [line for line in self._lines if line not in set(hoisted)]
+        return hoisted
 
     def _new(self) -> str:
         self._count += 1

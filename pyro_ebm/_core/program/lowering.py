@@ -245,7 +245,13 @@ class Lowering(fx.Interpreter):
     def _arithmetic(self, n: Any, name: str, result: Tensor) -> None:
         dtype = result.dtype
         names = [f"{{{i}}}" for i, a in enumerate(n.args) if isinstance(a, fx.Node | float | int)]
-        if n.kwargs.get("rounding_mode") is not None or n.kwargs.get("alpha", 1) != 1:
+        rounding = n.kwargs.get("rounding_mode")
+        if rounding is not None and not dtype.is_floating_point and isinstance(n.args[1], int) and n.args[1] > 0:
+            quotient = "{0} / {1}" if rounding == "trunc" else "{0} / {1} - ({0} % {1} < 0)"
+            operands = [self.operand(each, tuple(result.shape), dtype) for each in n.args]
+            self._views[n] = self.elementwise(dtype, quotient, operands, result.shape)
+            return
+        if rounding is not None or n.kwargs.get("alpha", 1) != 1:
             raise UnsupportedError(f"aten::{name} with {dict(n.kwargs)}")
         if n.kwargs.get("decimals", 0) != 0:
             raise UnsupportedError("aten::round with decimals")
