@@ -57,11 +57,13 @@ class _Version:
         number: of the statement.
         buffer: where it would put it.
         branch: the operand of its selection that is not the version before; 0 where there is none before.
+        guards: where it takes that.
     """
 
     number: int
     buffer: int
     branch: int
+    guards: frozenset[Guard] = frozenset()
 
 
 class _InPlace:
@@ -131,7 +133,7 @@ class _InPlace:
                 operands=(statement.operands[version.branch],),
                 target=copy,
                 expression="{0}",
-                guards=frozenset([Guard(mask, version.branch == 1)]),
+                guards=version.guards,
             )
         )
         operands = list(statement.operands)
@@ -163,7 +165,7 @@ class _InPlace:
                         continue
                     before = self._versions(source.buffer, place)
                     if before is not None:
-                        return [*before, _Version(number, buffer, 3 - kept)]
+                        return [*before, _Version(number, buffer, 3 - kept, frozenset([Guard(mask, kept == 2)]))]
         return [_Version(number, buffer, 0)] if place is None else None
 
     def _plain_writer(self, buffer: int) -> int | None:
@@ -178,12 +180,9 @@ class _InPlace:
 
     def _store(self, version: _Version) -> None:
         statement = self._statements[version.number]
-        mask = statement.operands[0].source
-        assert isinstance(mask, View)
         stored = statement.operands[version.branch]
-        guard = Guard(mask, version.branch == 1)
         self._statements[version.number] = replace(
-            statement, operands=(stored,), expression="{0}", guards=frozenset([guard])
+            statement, operands=(stored,), expression="{0}", guards=version.guards
         )
 
     def rename(self) -> None:
@@ -192,19 +191,18 @@ class _InPlace:
         def renamed(view: View) -> View:
             return replace(view, buffer=self._places.get(view.buffer, view.buffer))
 
-        def moved(place: View | Indirect | str) -> View | Indirect | str:
+        def moved(place: View | Indirect) -> View | Indirect:
             if isinstance(place, View):
                 return renamed(place)
-            if isinstance(place, Indirect):
-                return Indirect(renamed(place.view), tuple((renamed(v), n, s) for v, n, s in place.indices))
-            return place
+            return Indirect(renamed(place.view), tuple((renamed(v), n, s) for v, n, s in place.indices))
+
+        def operand(given: Operand) -> Operand:
+            return given if isinstance(given.source, str) else Operand(moved(given.source), given.dtype)
 
         for number, statement in enumerate(self._statements):
-            target = moved(statement.target)
-            assert not isinstance(target, str)
             self._statements[number] = replace(
                 statement,
-                operands=tuple(Operand(moved(o.source), o.dtype) for o in statement.operands),
-                target=target,
-                guards=frozenset(Guard(renamed(g.mask), g.wanted) for g in statement.guards),
+                operands=tuple(map(operand, statement.operands)),
+                target=moved(statement.target),
+                guards=frozenset(Guard(renamed(guard.mask), guard.wanted) for guard in statement.guards),
             )
