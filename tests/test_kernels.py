@@ -706,6 +706,11 @@ def test_max_tree_depth_is_kept(depth: int) -> None:
 # What every step must do
 
 
+def numbers_of(randomness: Any, position: Tensor) -> Any:
+    """The random numbers of a tick, where they are made of a seed."""
+    return chees.randomness_of(randomness, position) if isinstance(randomness, chees.Seed) else randomness
+
+
 def rows_of(randomness: Any, chains: slice) -> Any:
     """The random numbers of some chains."""
     return type(randomness)(randomness[0][chains], randomness[1][..., chains])
@@ -715,7 +720,7 @@ def rows_of(randomness: Any, chains: slice) -> Any:
 def test_a_chain_does_not_depend_on_the_others(sampler: SamplerCase) -> None:
     algorithm, log_density = sampler.make(), log_density_of(Funnel(3, 1.0).double())
     start, random = Funnel(3, 1.0).double().sample((7,), generator=generator(1)), generator(2)
-    rows = [algorithm.draw_randomness(start, random) for _ in range(40)]
+    rows = [numbers_of(algorithm.draw_randomness(start, random), start) for _ in range(40)]
 
     def run(chains: slice) -> tuple[Tensor, Tensor]:
         mine = [rows_of(row, chains) for row in rows]
@@ -740,7 +745,10 @@ def test_randomness_of_many_ticks_is_that_of_one_many_times(sampler: SamplerCase
     algorithm, start = sampler.make(), randn(1, 7, 3)
     num_ticks = 5000
     stacked = algorithm.draw_randomness(start.expand(num_ticks, 7, 3), generator(2))
-    one = algorithm.draw_randomness(start, generator(2))
+    if isinstance(stacked, chees.Seed):
+        rows = [chees.randomness_of(chees.Seed(seed), start) for seed in stacked.seed]
+        stacked = chees.Randomness(*map(torch.stack, zip(*rows, strict=True)))
+    one = numbers_of(algorithm.draw_randomness(start, generator(2)), start)
     assert type(stacked) is type(one)
     for field, single in zip(stacked, one, strict=True):
         assert field.shape == (num_ticks, *single.shape)

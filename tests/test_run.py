@@ -571,7 +571,7 @@ def test_a_compiled_run_makes_the_same_draws_with_each_kind_of_metric(kind: str,
 @needs_a_compiler
 @parametrize([NUTS, CHEES], "sampler")
 def test_a_compiled_run_repeats_and_goes_on_bit_by_bit(sampler: SamplerCase, cache: Path) -> None:
-    settings = replace(REPEATED, compile="fast", **masses("chosen", 3))
+    settings = replace(REPEATED, num_samples=1000, compile="fast", **masses("chosen", 3))
     whole = finish(well_run(sampler, settings))
     assert whole.rung == "C"
     run, parts = well_run(sampler, settings), 0
