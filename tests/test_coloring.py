@@ -4,7 +4,7 @@ import pytest
 import torch
 from discrete_cases import GRAPHS
 
-from pyro_ebm import FactorGraph, GraphError, IsingEnergy, spin
+from pyro_ebm import FactorGraph, IsingEnergy, spin
 from pyro_ebm.graphs.blocks import conditional_blocks, unbatched
 from pyro_ebm.graphs.coloring import color, neighbor_pairs
 
@@ -87,11 +87,3 @@ def test_dense_couplings_are_a_matrix() -> None:
     blocks = conditional_blocks(graph.log_tables())
     assert len(blocks) == 2
     assert all(block.neighbors is None and block.weights is not None for block in blocks)
-
-
-def test_an_element_twice_in_a_factor_is_an_error() -> None:
-    graph = FactorGraph()
-    x = graph.variable("x", support=spin, shape=(3,))
-    graph.factor(IsingEnergy(torch.tensor(1.0)), x[torch.tensor([[0, 0]])])
-    with pytest.raises(GraphError, match="twice"):
-        conditional_blocks(graph.log_tables())
