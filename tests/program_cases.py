@@ -15,8 +15,20 @@ Case = tuple[str, Callable[[Any], Any]]
 
 BITS = {"__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor"}
 BINARY = BITS | {
-    *("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "fmod", "atan2", "pow", "__lshift__"),
-    *("__rshift__", "bitwise_left_shift", "bitwise_right_shift", "eq", "ne", "lt", "le", "gt", "ge", "logical_and"),
+    *("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "fmod", "remainder", "atan2", "pow"),
+    *(
+        "__lshift__",
+        "__rshift__",
+        "bitwise_left_shift",
+        "bitwise_right_shift",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_and",
+    ),
     *("logical_or", "logical_xor"),
 }
 
@@ -61,7 +73,9 @@ def inputs(dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
 def _binary(name: str) -> Iterator[Case]:
     call = getattr(aten, name)
     pairs: list[Callable[[Any], tuple[Any, Any]]] = [
-        (lambda d: (d.a, d.b)) if name != "fmod" else lambda d: (d.m, d.r),  # torch's own is off where it is vectorised
+        (lambda d: (d.a, d.b))
+        if name not in ("fmod", "remainder")
+        else lambda d: (d.m, d.r),  # torch's own is off where it is vectorised
         lambda d: (d.m, d.m.t().reshape(3, 4)),
         lambda d: (d.n.t(), d.n),
         lambda d: (d.t, d.s) if name not in ("clamp_min", "clamp_max") else (d.t, d.m),
@@ -147,6 +161,14 @@ def table() -> list[Case]:
         cases += [(name, lambda d, c=call: c(d.special, 0)), (name, lambda d, c=call: c(d.r.expand(4, 3), 1))]
     for f in (lambda x: x + 1 > x, lambda x: x * 2 < x, lambda x: -x < 0, lambda x: abs(x) < 0, lambda x: x - 1 < x):
         cases.append(("neg", lambda d, f=f: f(d.special)))  # integers wrap around
+    for mode in ("floor", "trunc"):
+        cases += [("div", lambda d, m=mode: aten.div(d.m, d.r, rounding_mode=m))]
+        cases += [("div", lambda d, m=mode: aten.div(d.a / 1, d.b, rounding_mode=m))]  # torch falls over min / -1
+        cases += [("div", lambda d, m=mode, y=y: aten.div(d.special, y, rounding_mode=m)) for y in (3, -0.7, 0.0)]
+    for name in ("add", "sub"):
+        call = getattr(aten, name)
+        cases += [(name, lambda d, c=call, k=k: c(d.m, d.r, alpha=k)) for k in (-2, 0.5)]
+        cases += [(name, lambda d, c=call: c(d.m, 3, 2))]
     cases += [("mul", lambda d: aten.sqrt(d.m * d.m - d.p * d.p)), ("flip", lambda d: aten.flip(d.s, [0]))]
     return cases + VIEWS + FILLED + JOINS + INDEXING + PRODUCTS
 

@@ -20,11 +20,13 @@ class Barker(AdaptiveKernel):
         Livingstone and Zanella 2022, The Barker proposal: combining robustness and efficiency in gradient-based MCMC.
     """
 
+    num_steps: int = field(default=10, kw_only=True)
     target_accept_prob: float = field(default=0.4, kw_only=True)
 
     def check(self) -> None:
-        """There are no arguments of this kernel's own."""
+        """Check the arguments of this kernel's own."""
+        self._require("num_steps", self.num_steps >= 1, "at least 1")
 
     def algorithm(self) -> Algorithm:
         """The sampler with its settings."""
-        return barker_algorithm(target_accept_prob=self.target_accept_prob)
+        return barker_algorithm(target_accept_prob=self.target_accept_prob, num_steps=self.num_steps)

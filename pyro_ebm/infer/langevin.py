@@ -20,14 +20,16 @@ class MALA(AdaptiveKernel):
         Roberts and Rosenthal 1998, Optimal scaling of discrete approximations to Langevin diffusions.
     """
 
+    num_steps: int = field(default=10, kw_only=True)
     target_accept_prob: float = field(default=0.574, kw_only=True)
 
     def check(self) -> None:
-        """There are no arguments of this kernel's own."""
+        """Check the arguments of this kernel's own."""
+        self._require("num_steps", self.num_steps >= 1, "at least 1")
 
     def algorithm(self) -> Algorithm:
         """The sampler with its settings."""
-        return langevin_algorithm(metropolis=True, target_accept_prob=self.target_accept_prob)
+        return langevin_algorithm(metropolis=True, target_accept_prob=self.target_accept_prob, num_steps=self.num_steps)
 
 
 @dataclass(eq=False)

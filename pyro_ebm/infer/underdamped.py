@@ -26,14 +26,19 @@ class UnderdampedLangevin(AdaptiveKernel):
 
     friction: float = field(default=1.0, kw_only=True)
     metropolis: bool = field(default=True, kw_only=True)
+    num_steps: int = field(default=10, kw_only=True)
     target_accept_prob: float = field(default=0.95, kw_only=True)
 
     def check(self) -> None:
         """Check the arguments of this kernel's own."""
         self._require("friction", self.friction > 0, "a positive number")
+        self._require("num_steps", self.num_steps >= 1, "at least 1")
 
     def algorithm(self) -> Algorithm:
         """The sampler with its settings."""
         return underdamped_algorithm(
-            friction=self.friction, metropolis=self.metropolis, target_accept_prob=self.target_accept_prob
+            friction=self.friction,
+            metropolis=self.metropolis,
+            target_accept_prob=self.target_accept_prob,
+            num_steps=self.num_steps,
         )

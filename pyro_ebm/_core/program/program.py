@@ -17,16 +17,14 @@ from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.program.c_library import BuildError, build, linear_algebra
 from pyro_ebm._core.program.c_source import write_source
+from pyro_ebm._core.program.rounding import agree, spreads
 from pyro_ebm._core.program.trace import trace
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
-# How many times as much as its last digits move the graph a C program may be off.
-_ROUNDINGS = 100.0
-
 
 class Program(Protocol):
-    """A step that repeats itself."""
+    """A step that repeats itself: once, if there are no tensors among the `xs`."""
 
     @property
     def rung(self) -> str:
@@ -54,7 +52,7 @@ class EagerProgram:
         """See `Program`."""
         flat, structure = pytree.tree_flatten(xs)
         ys = []
-        for x in zip(*flat, strict=True):
+        for x in _rows(flat):
             carry, y = self._step(carry, pytree.tree_unflatten(x, structure), constants)
             ys.append(y)
         return carry, pytree.tree_map(lambda *each: torch.stack(each), *ys)
@@ -105,7 +103,7 @@ class GraphProgram:
         state = self._traced.leaves(carry)
         stacked, fixed = ([leaf.contiguous() for leaf in self._traced.leaves(tree)] for tree in (xs, constants))
         rows = []
-        for x in zip(*stacked, strict=True):
+        for x in _rows(stacked):
             out = self._function(*(leaf.contiguous() for leaf in state), *x, *fixed)
             state = list(out[: len(state)])
             rows.append(out[len(state) :])
@@ -155,7 +153,7 @@ class CProgram:
         given = [(leaf.shape, leaf.dtype) for leaf in [*new, *(x[0] for x in stacked), *fixed]]
         if given != self._inputs:
             raise ValueError(f"C program: got inputs {given}, expected {self._inputs}. Build another one for these.")
-        ys = self._run(new, stacked, fixed, stacked[0].shape[0])
+        ys = self._run(new, stacked, fixed, stacked[0].shape[0] if stacked else 1)
         return self._traced.result(new, ys)
 
     def _check(self, outputs: list[Tensor]) -> None:
@@ -163,41 +161,11 @@ class CProgram:
         carry, x, constants = self._traced.inputs
         carry = [_own(leaf) for leaf in carry]
         ys = self._run(carry, x, constants, 1)
-        nearby = self.graph(*(_nudged(leaf) for leaves in self._traced.inputs for leaf in leaves))
-        for found, expected, near in zip([*carry, *(y[0] for y in ys)], outputs, nearby, strict=True):
-            if not _agree(found, expected, near):
+        given = [leaf for leaves in self._traced.inputs for leaf in leaves]
+        rounding = spreads(self.graph, given, outputs)
+        for found, expected, spread in zip([*carry, *(y[0] for y in ys)], outputs, rounding, strict=True):
+            if not agree(found, expected, spread):
                 raise BuildError("the C program does not agree with the graph that it was made of")
-
-
-def _agree(found: Tensor, expected: Tensor, near: Tensor) -> bool:
-    """Whether results are equal up to rounding: most of them closely, those of ill-conditioned chains roughly.
-
-    Args:
-        found: by the program.
-        expected: by the graph.
-        near: by the graph, for inputs that are off by their last digits.
-    """
-    close, rough = (1e-8, 1e-3) if found.dtype == torch.float64 else (1e-3, 5e-2)
-    found, expected, near = found.double(), expected.double(), near.double()
-    scale, rounding = (_largest(each) for each in (expected, near - expected))
-
-    def within(precision: float) -> Tensor:
-        tolerance = precision * scale + _ROUNDINGS * rounding
-        return torch.isclose(found, expected, precision, tolerance, equal_nan=True)
-
-    return int((~within(close)).sum()) <= found.numel() // 4 and bool(within(rough).all())
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.nan_to_num(0, 0, 0).abs().max()) if values.numel() else 0.0
-
-
-def _nudged(leaf: Tensor) -> Tensor:
-    """The same numbers, each off by its last digits."""
-    if not leaf.is_floating_point():
-        return leaf
-    signs = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=leaf.dtype) - 0.5
-    return leaf * (1 + 8 * torch.finfo(leaf.dtype).eps * signs.sign())
 
 
 def _inductor(traced: _Traced) -> GraphProgram:
@@ -270,6 +238,11 @@ class CompiledFunction:
         """The function's results."""
         _, results = self._program((), tuple(each.unsqueeze(0) for each in x), ())
         return tuple(y[0] for y in results)
+
+
+def _rows(stacked: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The x of each step."""
+    return list(zip(*stacked, strict=True)) if stacked else [()]
 
 
 def _own(leaf: Tensor) -> Tensor:
