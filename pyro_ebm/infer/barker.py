@@ -8,13 +8,14 @@ from pyro_ebm.mcmc.algorithm import Algorithm, barker_algorithm
 
 @dataclass(eq=False)
 class Barker(AdaptiveKernel):
-    """The Barker proposal: exact, one gradient for each draw, and forgiving of a bad step size.
+    """The Barker proposal: exact, one gradient for each step, and forgiving of a bad step size.
 
     Each coordinate's move is turned towards the gradient with a probability, so that a large gradient cannot throw a
     chain far off, as it does under `MALA`.
 
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.
+        num_steps: steps in each transition, of which the last makes a draw, in the warm-up as afterwards.
 
     References:
         Livingstone and Zanella 2022, The Barker proposal: combining robustness and efficiency in gradient-based MCMC.

@@ -8,13 +8,14 @@ from pyro_ebm.mcmc.algorithm import Algorithm, langevin_algorithm
 
 @dataclass(eq=False)
 class MALA(AdaptiveKernel):
-    """The Metropolis-adjusted Langevin algorithm: exact, and one gradient for each draw.
+    """The Metropolis-adjusted Langevin algorithm: exact, with one gradient for each step.
 
-    A move is `x' = x + ε M⁻¹ ∇log p(x) + √(2ε) M^{-1/2} ξ`, accepted or rejected; `step_size` is the leapfrog step
+    A step is `x' = x + ε M⁻¹ ∇log p(x) + √(2ε) M^{-1/2} ξ`, accepted or rejected; `step_size` is the leapfrog step
     `√(2ε)`. The default target 0.574 is optimal in high dimensions.
 
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.
+        num_steps: steps in each transition, of which the last makes a draw, in the warm-up as afterwards.
 
     References:
         Roberts and Rosenthal 1998, Optimal scaling of discrete approximations to Langevin diffusions.

@@ -12,12 +12,13 @@ class RandomWalk(AdaptiveKernel):
 
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.
+        num_steps: steps in each transition, of which the last makes a draw, in the warm-up as afterwards.
 
     References:
         Roberts, Gelman and Gilks 1997, Weak convergence and optimal scaling of random walk Metropolis algorithms.
     """
 
-    num_steps: int = field(default=10, kw_only=True)
+    num_steps: int = field(default=30, kw_only=True)
     target_accept_prob: float = field(default=0.234, kw_only=True)
 
     def check(self) -> None:

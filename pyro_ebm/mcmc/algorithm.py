@@ -43,7 +43,7 @@ class Algorithm:
         parameters: makes parameters of what adapts, and of whether the run is warming up, `()`.
         target_accept_prob: what the step size adapts to, if it does.
         usual_ticks: how many ticks a transition takes, until they have been counted.
-        num_steps: of so many transitions in a row, which are short, the last makes a draw; warm-up counts them as one.
+        num_steps: what a run counts as one transition is so many of this sampler's, of which the last makes a draw.
         remedy: what helps where transitions diverge.
     """
 
