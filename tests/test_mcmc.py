@@ -106,6 +106,26 @@ def conjugate_run() -> tuple[MCMC, Tensor]:
     return mcmc, x
 
 
+# -- compiling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kernel", "num_samples", "rung"), [(NUTS, 150, "C"), (NUTS, 20, "eager"), (MALA, 40, "C")])
+def test_long_runs_are_compiled(kernel: type[Kernel], num_samples: int, rung: str) -> None:
+    assert run(kernel(gaussian()), num_samples=num_samples, warmup_steps=50).attrs["program"] == rung
+
+
+def test_a_short_run_of_a_slow_model_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_ebm.infer.mcmc._MANY_SECONDS", 1e-6)
+    whole = run(NUTS(gaussian()), num_samples=6, warmup_steps=3)
+    assert whole.attrs["program"] == "C"
+    monkeypatch.undo()
+    second = MCMC(NUTS(gaussian()), 6, 3, num_chains=8, disable_progbar=True)
+    second.load_state_dict(whole.state_dict())
+    second.resume()
+    assert second._run is not None
+    assert second._run.settings.compile == "fast"  # as it was, however long the model takes today
+
+
 # -- right posteriors ------------------------------------------------------------------------------------------------
 
 
