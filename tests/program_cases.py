@@ -16,6 +16,7 @@ Case = tuple[str, Callable[[Any], Any]]
 BITS = {"__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor"}
 BINARY = BITS | {
     *("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "fmod", "remainder", "atan2", "pow"),
+    *("hypot", "copysign"),
     *(
         "__lshift__",
         "__rshift__",
@@ -85,7 +86,7 @@ def _binary(name: str) -> Iterator[Case]:
         lambda d: (d.e, d.e),
         lambda d: (d.one, d.s),
     ]
-    scalars = {"atan2", "maximum", "minimum"}
+    scalars = {"atan2", "hypot", "maximum", "minimum"}
     for pair in pairs if name in ("add", "lt", "div") else [pairs[0], pairs[1 + hash_of(name) % (len(pairs) - 1)]]:
         yield name, lambda d, pair=pair: call(*pair(d))
     for number in () if name in scalars or name.startswith("logical") else (2, -1, 0.5, 3, 0):
@@ -226,6 +227,7 @@ FILLED: list[Case] = [
     ("new_ones", lambda d: aten.new_ones(d.m, [3], dtype=torch.int64)),
     ("empty_like", lambda d: aten.copy(aten.empty_like(d.m), d.m)),
     ("new_empty", lambda d: aten.new_empty(d.m, [0, 2])),
+    ("new_empty_strided", lambda d: aten.copy(aten.new_empty_strided(d.m, [3, 4], [1, 3]), d.m)),
     ("where", lambda d: aten.where(d.mask, d.m, d.one)),
     ("where", lambda d: aten.where(d.mask.t(), d.r, d.s)),
     ("where", lambda d: aten.where(d.mask, d.m, d.j[:1, :1])),

@@ -276,6 +276,7 @@ FILLS: dict[str, Callable[[Any], Number]] = {
     "new_ones": lambda n: 1,
     "empty_like": lambda n: 0,
     "new_empty": lambda n: 0,
+    "new_empty_strided": lambda n: 0,
 }
 
 Handler = Callable[[Lowering, Any, Any], View | Sequence[View | None]]

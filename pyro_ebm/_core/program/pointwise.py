@@ -83,6 +83,8 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
     "fmod": _whole(_call("fmod"), _format("({1} == 0 || {1} == -1 ? 0 : {0} % {1})")),
     "remainder": _whole(_call("floored_remainder"), _format("whole_floored_remainder({0}, {1})")),
     "atan2": _call("atan2"),
+    "hypot": _call("hypot"),
+    "copysign": _call("copysign"),
     "pow": _whole(_call("pow"), _format("integer_power({0}, {1})")),
     "neg": _format("-{0}"),
     "abs": _whole(_call("fabs"), _format("({0} < 0 ? -{0} : {0})")),
@@ -95,6 +97,7 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
     "rsqrt": lambda dtype, x: f"1 / {_call('sqrt')(dtype, x)}",
     "sigmoid": lambda dtype, x: f"1 / (1 + {_call('exp')(dtype, '-' + x)})",
     "lgamma": _call("lgamma"),
+    "special_erfcx": lambda dtype, x: f"({C_TYPES[dtype]})scaled_erfc({x})",
     "digamma": lambda dtype, x: f"({C_TYPES[dtype]})digamma({x})",
     **{name: _call(name) for name in ("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "erf", "erfc")},
     **{name: _call(name) for name in ("sin", "cos", "tan", "asin", "acos", "atan")},
@@ -186,6 +189,11 @@ static int64_t whole_floored_remainder(int64_t x, int64_t y) {
 static int64_t whole_quotient(int64_t x, int64_t y, int floored) {
   if (y == 0 || y == -1) return -x * (y == -1);
   return x / y - (floored && x % y != 0 && (x < 0) != (y < 0));
+}
+static double scaled_erfc(double x) {
+  if (x < 25) return exp(x * x) * erfc(x);
+  double y = 0.5 / (x * x);
+  return (1 - y * (1 - y * (3 - y * (15 - y * (105 - y * 945))))) / (x * sqrt(M_PI));
 }
 static double digamma(double x) {
   double shift = 0;

@@ -25,9 +25,13 @@ def _decompositions() -> dict[Any, Any]:
 
     table = dict(core_aten_decompositions())
     more = [aten._softmax, aten._log_softmax, aten.addmm, aten.baddbmm, aten.addmv, aten.mv, aten.dot]
-    table.update(get_decompositions(more))
+    layers = [aten.elu, aten.gelu, aten.hardtanh, aten.leaky_relu, aten.native_layer_norm, aten.native_group_norm]
+    backward = [getattr(aten, f"{layer.__name__}_backward") for layer in layers]
+    table.update(get_decompositions([*more, *layers, *backward, aten.embedding, aten.embedding_dense_backward]))
     table[aten.var.correction] = lambda *args, **options: _variance_and_mean(*args, **options)[0]
     table[aten.var_mean.correction] = _variance_and_mean
+    table[aten.cholesky_solve.default] = _cholesky_solve
+    table[aten.cholesky_inverse.default] = _cholesky_inverse
     for operation in list(table):
         if operation.namespace == "aten" and operation._schema.name in _KEPT:
             del table[operation]
@@ -41,6 +45,17 @@ def _variance_and_mean(
     freedom = math.prod(x.shape[i] for i in dims) - (1 if correction is None else correction)
     squares = (x - x.mean(dims, keepdim=True)).square().sum(dims, keepdim=keepdim)
     return squares / max(freedom, 0), x.mean(dims, keepdim=keepdim)
+
+
+def _cholesky_solve(right: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
+    lower = factor.mT if upper else factor
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
+
+
+def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return _cholesky_solve(identity.expand(factor.shape), factor, upper)
 
 
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
