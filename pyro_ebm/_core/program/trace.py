@@ -50,7 +50,8 @@ def _variance_and_mean(
 def _cholesky_solve(right: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
     lower = factor.mT if upper else factor
     half = torch.linalg.solve_triangular(lower, right, upper=False)
-    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    solution: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    return solution
 
 
 def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
