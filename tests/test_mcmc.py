@@ -624,11 +624,11 @@ def test_an_interrupted_run_goes_on_to_the_same_draws(kernel: type[Kernel]) -> N
 
 def test_an_interruption_keeps_the_draws_so_far() -> None:
     model = Interrupting()
-    whole = make(MALA, model, num_samples=60)
+    whole = make(MALA, model, num_samples=60, compile=False)
     whole.run()
 
     model.interrupt_at = 2 * model.evaluations - 20
-    mcmc = make(MALA, model, num_samples=60)
+    mcmc = make(MALA, model, num_samples=60, compile=False)
     with pytest.warns(
         SamplingWarning, match=r"interrupted: \d+ of 60 draws of each of 3 chains are kept; resume\(\)"
     ) as seen:
