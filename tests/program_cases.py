@@ -15,8 +15,21 @@ Case = tuple[str, Callable[[Any], Any]]
 
 BITS = {"__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor"}
 BINARY = BITS | {
-    *("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "fmod", "atan2", "pow", "__lshift__"),
-    *("__rshift__", "bitwise_left_shift", "bitwise_right_shift", "eq", "ne", "lt", "le", "gt", "ge", "logical_and"),
+    *("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "fmod", "remainder", "atan2", "pow"),
+    *("hypot", "copysign"),
+    *(
+        "__lshift__",
+        "__rshift__",
+        "bitwise_left_shift",
+        "bitwise_right_shift",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_and",
+    ),
     *("logical_or", "logical_xor"),
 }
 
@@ -61,7 +74,9 @@ def inputs(dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
 def _binary(name: str) -> Iterator[Case]:
     call = getattr(aten, name)
     pairs: list[Callable[[Any], tuple[Any, Any]]] = [
-        (lambda d: (d.a, d.b)) if name != "fmod" else lambda d: (d.m, d.r),  # torch's own is off where it is vectorised
+        (lambda d: (d.a, d.b))
+        if name not in ("fmod", "remainder")
+        else lambda d: (d.m, d.r),  # torch's own is off where it is vectorised
         lambda d: (d.m, d.m.t().reshape(3, 4)),
         lambda d: (d.n.t(), d.n),
         lambda d: (d.t, d.s) if name not in ("clamp_min", "clamp_max") else (d.t, d.m),
@@ -71,7 +86,7 @@ def _binary(name: str) -> Iterator[Case]:
         lambda d: (d.e, d.e),
         lambda d: (d.one, d.s),
     ]
-    scalars = {"atan2", "maximum", "minimum"}
+    scalars = {"atan2", "hypot", "maximum", "minimum"}
     for pair in pairs if name in ("add", "lt", "div") else [pairs[0], pairs[1 + hash_of(name) % (len(pairs) - 1)]]:
         yield name, lambda d, pair=pair: call(*pair(d))
     for number in () if name in scalars or name.startswith("logical") else (2, -1, 0.5, 3, 0):
@@ -147,6 +162,14 @@ def table() -> list[Case]:
         cases += [(name, lambda d, c=call: c(d.special, 0)), (name, lambda d, c=call: c(d.r.expand(4, 3), 1))]
     for f in (lambda x: x + 1 > x, lambda x: x * 2 < x, lambda x: -x < 0, lambda x: abs(x) < 0, lambda x: x - 1 < x):
         cases.append(("neg", lambda d, f=f: f(d.special)))  # integers wrap around
+    for mode in ("floor", "trunc"):
+        cases += [("div", lambda d, m=mode: aten.div(d.m, d.r, rounding_mode=m))]
+        cases += [("div", lambda d, m=mode: aten.div(d.a / 1, d.b, rounding_mode=m))]  # torch falls over min / -1
+        cases += [("div", lambda d, m=mode, y=y: aten.div(d.special, y, rounding_mode=m)) for y in (3, -0.7, 0.0)]
+    for name in ("add", "sub"):
+        call = getattr(aten, name)
+        cases += [(name, lambda d, c=call, k=k: c(d.m, d.r, alpha=k)) for k in (-2, 0.5)]
+        cases += [(name, lambda d, c=call: c(d.m, 3, 2))]
     cases += [("mul", lambda d: aten.sqrt(d.m * d.m - d.p * d.p)), ("flip", lambda d: aten.flip(d.s, [0]))]
     return cases + VIEWS + FILLED + JOINS + INDEXING + PRODUCTS
 
@@ -172,6 +195,8 @@ VIEWS: list[Case] = [
     ("slice", lambda d: aten.slice(d.m, 0, 2, 1)),
     ("diagonal", lambda d: aten.diagonal(d.t, 1, -2, -1)),
     ("unfold", lambda d: aten.unfold(d.v, 0, 3, 1)),
+    ("as_strided", lambda d: aten.as_strided(aten.clone(d.m), [2, 3], [5, 1], 2)),
+    ("as_strided", lambda d: aten.as_strided(aten.clone(d.m), [2, 2], [4, 1])),
     ("split", lambda d: aten.split(d.m, 3, 1)),
     ("split_with_sizes", lambda d: aten.split_with_sizes(d.t, [1, 0, 3], -1)),
     ("unbind", lambda d: aten.unbind(d.t, 1)),
@@ -204,6 +229,7 @@ FILLED: list[Case] = [
     ("new_ones", lambda d: aten.new_ones(d.m, [3], dtype=torch.int64)),
     ("empty_like", lambda d: aten.copy(aten.empty_like(d.m), d.m)),
     ("new_empty", lambda d: aten.new_empty(d.m, [0, 2])),
+    ("new_empty_strided", lambda d: aten.copy(aten.new_empty_strided(d.m, [3, 4], [1, 3]), d.m)),
     ("where", lambda d: aten.where(d.mask, d.m, d.one)),
     ("where", lambda d: aten.where(d.mask.t(), d.r, d.s)),
     ("where", lambda d: aten.where(d.mask, d.m, d.j[:1, :1])),
@@ -228,6 +254,7 @@ JOINS: list[Case] = [
     ("slice_scatter", lambda d: aten.slice_scatter(d.m.expand(2, 3, 4), d.t[..., -1:], -1, -1)),
     ("select_scatter", lambda d: aten.select_scatter(d.m, d.m[:, 0], -1, -1)),
     ("diagonal_scatter", lambda d: aten.diagonal_scatter(d.n.t(), d.n[:2, 0], 1)),
+    ("as_strided_scatter", lambda d: aten.as_strided_scatter(aten.clone(d.m), d.n[:2], [2, 3], [5, 1], 1)),
     ("constant_pad_nd", lambda d: aten.constant_pad_nd(d.m.t(), [1, 2, 0, 1], 1)),
     ("constant_pad_nd", lambda d: aten.constant_pad_nd(d.t, [-1, 2, 1, -2])),
     ("constant_pad_nd", lambda d: aten.constant_pad_nd(d.e, [0, 1, 2, 0])),

@@ -106,6 +106,26 @@ def conjugate_run() -> tuple[MCMC, Tensor]:
     return mcmc, x
 
 
+# -- compiling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kernel", "num_samples", "rung"), [(NUTS, 150, "C"), (NUTS, 20, "eager"), (MALA, 40, "C")])
+def test_long_runs_are_compiled(kernel: type[Kernel], num_samples: int, rung: str) -> None:
+    assert run(kernel(gaussian()), num_samples=num_samples, warmup_steps=50).attrs["program"] == rung
+
+
+def test_a_short_run_of_a_slow_model_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_ebm.infer.mcmc._MANY_SECONDS", 1e-6)
+    whole = run(NUTS(gaussian()), num_samples=6, warmup_steps=3)
+    assert whole.attrs["program"] == "C"
+    monkeypatch.undo()
+    second = MCMC(NUTS(gaussian()), 6, 3, num_chains=8, disable_progbar=True)
+    second.load_state_dict(whole.state_dict())
+    second.resume()
+    assert second._run is not None
+    assert second._run.settings.compile == "fast"  # as it was, however long the model takes today
+
+
 # -- right posteriors ------------------------------------------------------------------------------------------------
 
 
@@ -604,11 +624,11 @@ def test_an_interrupted_run_goes_on_to_the_same_draws(kernel: type[Kernel]) -> N
 
 def test_an_interruption_keeps_the_draws_so_far() -> None:
     model = Interrupting()
-    whole = make(MALA, model, num_samples=60)
+    whole = make(MALA, model, num_samples=60, compile=False)
     whole.run()
 
     model.interrupt_at = 2 * model.evaluations - 20
-    mcmc = make(MALA, model, num_samples=60)
+    mcmc = make(MALA, model, num_samples=60, compile=False)
     with pytest.warns(
         SamplingWarning, match=r"interrupted: \d+ of 60 draws of each of 3 chains are kept; resume\(\)"
     ) as seen:

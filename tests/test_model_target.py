@@ -27,6 +27,7 @@ from pyro_ebm._core.errors import (
     UnnormalizedError,
     UnnormalizedObservationError,
 )
+from pyro_ebm._core.program import build_program
 from pyro_ebm.infer.model_target import ModelTarget
 
 CHAINS = 7
@@ -432,6 +433,39 @@ def test_what_vmap_cannot_do_is_named_and_done_chain_by_chain(model: Callable[[]
         torch.testing.assert_close(value[chain], trace.log_prob_sum())
     assert gradient.shape == position.shape
     assert torch.isfinite(gradient).all()
+
+
+def filled_in() -> None:
+    z, y = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1)), torch.tensor([0.3, -1.0, 2.0])
+    path, level = torch.zeros(4), torch.full_like(y, 2.0)
+    for t in range(3):
+        path[t + 1] = 0.5 * path[t] + z[t]
+        level[t] += path[t].exp()
+    pyro.deterministic("path", path)
+    pyro.sample("y", dist.Normal(path[1:], level).to_event(1), obs=y)
+
+
+def ordered() -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    cuts = pyro.sample("cuts", dist.Normal(torch.zeros(2), 1.0).to_event(1)).exp().cumsum(-1)
+    x = torch.tensor([0.1, -1.0, 2.0])
+    with pyro.plate("data", 3):
+        pyro.sample("y", dist.OrderedLogistic(slope * x, cuts), obs=torch.tensor([0, 2, 1]))
+
+
+@pytest.mark.parametrize("model", [filled_in, ordered])
+def test_values_may_be_written_into_new_tensors(model: Callable[[], None]) -> None:
+    target = ModelTarget(model, (), {})
+    assert target.concern is None
+    position = randn(1, 3, target.raveler.dim).float()
+    value, gradient = target.log_density(position)
+    by_chain, gradient_by_chain = target._density_by_chain(position)
+    torch.testing.assert_close(value, by_chain)
+    torch.testing.assert_close(gradient, gradient_by_chain)
+    if model is filled_in:
+        assert target.pointwise(target.constrain(position))[0]["path"].shape == (3, 4)
+    program, reasons = build_program(lambda c, x, k: (c, target.log_density(x)), (), position, (), patient=False)
+    assert program.rung == "C", reasons
 
 
 def test_a_branching_model_is_sampled_chain_by_chain() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_ebm import DoubleWell, Funnel, QuadraticEnergy, correlated_gaussian
+from pyro_ebm import MCMC, DoubleWell, Funnel, QuadraticEnergy, UnderdampedLangevin, correlated_gaussian
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc import (
     adjusted_mclmc,
@@ -29,6 +29,7 @@ from pyro_ebm.mcmc import (
     sgld,
     underdamped,
 )
+from pyro_ebm.mcmc.algorithm import underdamped_algorithm
 from pyro_ebm.mcmc.integrator import leapfrog
 from pyro_ebm.mcmc.isokinetic import isokinetic_leapfrog, kick, unit
 
@@ -261,6 +262,19 @@ def test_strong_friction_makes_it_metropolis_adjusted_langevin() -> None:
     torch.testing.assert_close(after.position, expected.position)
     for name in ("lp", "energy", "energy_error", "acceptance_rate"):
         torch.testing.assert_close(getattr(info, name), getattr(expected_info, name))
+
+
+def test_underdamped_chains_lose_the_energy_that_they_start_with() -> None:
+    """Scales differ a thousandfold, and steps are short on the way to the bulk: the warm-up has a friction for each."""
+    scales = torch.tensor([1e-3, 1.0], dtype=torch.float64)
+    kernel = UnderdampedLangevin(QuadraticEnergy((1 / scales.square()).diag()))
+    mcmc = MCMC(kernel, 200, 60, {"x": torch.ones(2)}, num_chains=8, disable_progbar=True)
+    mcmc.run()
+    assert float(mcmc.sample_stats()["lp"].mean()) == pytest.approx(-1.0, abs=0.2)
+    waiting = underdamped_algorithm(friction=1.0, metropolis=True, target_accept_prob=0.95)
+    adaptation = waiting.adaptation(torch.tensor(0.01), 3)
+    assert waiting.parameters(adaptation, torch.tensor(True)).friction.tolist() == pytest.approx([30.0] * 3)
+    assert waiting.parameters(adaptation, torch.tensor(False)).friction.tolist() == [1.0] * 3
 
 
 def test_underdamped_accepts_by_the_hamiltonian_and_turns_round() -> None:

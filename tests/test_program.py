@@ -306,10 +306,103 @@ def test_large_identity() -> None:
     assert program.rung == "C", reasons
 
 
-@pytest.mark.xfail(strict=True, reason="functionalize does not see what is made of captured tensors alone")
 def test_captured_tensor_copied_and_changed() -> None:
     weight = torch.ones(3)
-    program, reasons = build_program(lambda c, x, k: (c, weight.clone().mul_(2) + x), (), weight, (), patient=False)
+
+    def step(carry: tuple[()], x: Tensor, constants: Any) -> tuple[Any, Tensor]:
+        return carry, weight.clone().mul_(2) + x.clone().add_(weight)
+
+    program, reasons = build_program(step, (), weight, (), patient=False)
+    assert program.rung == "C", reasons
+    for value in (1.0, 5.0):
+        weight.fill_(value)
+        assert_same(program((), torch.zeros(1, 3), ())[1], torch.full((1, 3), 3 * value), 0, "captured and changed")
+    assert weight.eq(5).all()
+
+
+def test_variance() -> None:
+    def step(carry: tuple[()], x: Tensor, constants: Any) -> tuple[Any, list[Any]]:
+        return carry, [x.var(), x.std(1), x.var((0, 1), correction=0, keepdim=True), torch.var_mean(x, 0)]
+
+    xs = torch.randn(3, 4, 5, dtype=torch.float64)
+    program, reasons = build_program(step, (), xs[0], (), patient=False)
+    assert program.rung == "C", reasons
+    assert_same(program((), xs, ()), EagerProgram(step)((), xs, ()), 1e-12, "variance")
+
+
+FACTOR = torch.linalg.cholesky(torch.eye(4, dtype=torch.float64) + 0.1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.nn.functional.elu(x, 0.5),
+        lambda x: torch.nn.functional.gelu(x),
+        lambda x: torch.nn.functional.leaky_relu(x),
+        lambda x: torch.nn.functional.hardtanh(x),
+        lambda x: torch.nn.functional.layer_norm(x, (4,)) * x,
+        lambda x: torch.nn.functional.embedding(torch.tensor([2, 0, 2]), x.unsqueeze(-1)),
+        lambda x: torch.cholesky_solve(x.unsqueeze(-1), FACTOR).squeeze(-1) * x,
+        lambda x: torch.cholesky_inverse(FACTOR.mT * (1 + x.square()), upper=True).sum(-1),
+    ],
+)
+def test_made_of_other_operations(function: Callable[[Tensor], Tensor]) -> None:
+    def step(carry: tuple[()], x: Tensor, constants: Any) -> tuple[Any, Any]:
+        value, gradient = torch.func.vmap(torch.func.grad_and_value(lambda y: function(y).sum()))(x)
+        return carry, (value, gradient)
+
+    xs = torch.randn(2, 5, 4, dtype=torch.float64)
+    program, reasons = build_program(step, (), xs[0], (), patient=False)
+    assert program.rung == "C", reasons
+    assert_same(program((), xs, ()), EagerProgram(step)((), xs, ()), 1e-10, "made of others")
+
+
+@pytest.mark.parametrize(("step", "rung"), [(None, "C"), (torch.sort, "traced"), (bool, "eager")])
+def test_without_x_a_step_is_made_once(step: Any, rung: str) -> None:
+    def once(carry: Tensor, x: tuple[()], constants: Tensor) -> tuple[Tensor, Tensor]:
+        if step is not None:
+            step(constants[0])
+        return carry + 1, (carry + constants if step is not torch.sort else torch.sort(constants).values)
+
+    program, reasons = build_program(once, torch.zeros(2), (), torch.ones(2), patient=False)
+    assert program.rung == rung, reasons
+    carry, y = program(torch.zeros(2), (), torch.ones(2))
+    assert torch.equal(carry, torch.ones(2))
+    assert torch.equal(y, torch.ones(1, 2))
+
+
+# -- the guard ---------------------------------------------------------------------------------------------------------
+
+
+def wrong_in_one_place(dtype: torch.dtype, x: str) -> str:
+    """An error of one in a million, in a single element."""
+    return f"exp({x}) * ({x} == 1.5 ? 1.000001 : 1)"
+
+
+def test_one_wrong_element_is_seen(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setitem(ARITHMETIC, "exp", wrong_in_one_place)
+    xs = torch.linspace(0, 2, 41, dtype=torch.float64)
+    program, reasons = build_program(lambda c, x, k: (c, x.exp()), (), xs, (), patient=False)
+    assert program.rung == "traced"
+    assert "does not agree" in reasons[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_ill_conditioned_steps_hold(dtype: torch.dtype) -> None:
+    """What rounding leaves nothing of, what it makes infinite, and what it makes a NaN of."""
+
+    def step(carry: Tensor, x: Tensor, constants: Any) -> tuple[Tensor, list[Tensor]]:
+        saturated, shifted = x.tanh(), (x + 1e6).sin() - 1e6
+        cancelled = shifted + 1e6 - (x + 1e6).sin()
+        return carry, [
+            (1 - saturated.square()).log(),
+            (1 - saturated.square()).rsqrt() * x,
+            cancelled / 1e-9,
+            x.exp().exp(),
+        ]
+
+    x = torch.linspace(-30, 30, 61, dtype=dtype)
+    program, reasons = build_program(step, x[0], x, (), patient=False)
     assert program.rung == "C", reasons
 
 

@@ -346,6 +346,27 @@ def test_a_thinned_run_keeps_every_so_manieth_draw(sampler: SamplerCase, thinnin
         assert torch.equal(run.warmup_draws.draws()[name], value), name
 
 
+@pytest.mark.parametrize("warmup_steps", [0, 30])
+def test_a_draw_of_several_steps_is_a_thinned_draw_of_one(warmup_steps: int) -> None:
+    """In the warm-up too, whose windows are so many times as long; transitions are counted as the user does."""
+    settings = RunSettings(num_samples=20, warmup_steps=warmup_steps, save_warmup=True, adapt_metric=False)
+    each = finish(well_run(MALA, replace(settings, warmup_steps=4 * warmup_steps, thinning=4)))
+    algorithm = langevin_algorithm(metropolis=True, target_accept_prob=0.574, num_steps=4)
+    run = well_run(replace(MALA, make=lambda: algorithm), settings)
+    assert finish(run).transitions == 20 + warmup_steps
+    for name, value in each.draws.draws().items():
+        assert torch.equal(run.draws.draws()[name], value), name
+    for name, value in each.warmup_draws.draws().items():
+        assert torch.equal(run.warmup_draws.draws()[name], value[:, 3::4]), name
+
+
+def test_one_tick_samplers_do_not_overshoot_the_warmup() -> None:
+    run = well_run(MALA, RunSettings(num_samples=1, warmup_steps=200, adapt_metric=False, save_warmup=True))
+    while run.warming_up:
+        run.advance()
+    assert 200 <= int(run.warmup_draws.transitions.min()) <= 201
+
+
 # Repeating
 
 

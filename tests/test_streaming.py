@@ -22,6 +22,7 @@ import pyro_ebm.infer.arviz_files
 import pyro_ebm.infer.mcmc
 from pyro_ebm import HMC, MALA, MCMC, NUTS, ChEES, energy
 from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.run_folder import RunFolder
 from pyro_ebm.mcmc.buffers import MappedBuffers
 from pyro_ebm.mcmc.run import Run
 
@@ -136,6 +137,40 @@ def test_an_interrupted_run_goes_on_in_a_new_object(how: str, after: int, stop: 
     third.resume()
     same(third, whole)
     assert third.run_time >= second.run_time > 0
+
+
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_two_runs_at_once_do_not_share_a_folder(blocks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = run()
+    errors: list[OSError] = []
+    advance = Run.advance
+
+    def meddled_with(self: Run) -> None:
+        if len(errors) == 0 and (count := next(counter)) >= blocks:
+            second = make(draws_to=tmp_path / "run")
+            with pytest.raises(OSError) as caught:
+                second.run() if count == 0 else second.resume()
+            errors.append(caught.value)
+        advance(self)
+
+    counter = iter(range(100))
+    monkeypatch.setattr(Run, "advance", meddled_with)
+    first = run(draws_to=tmp_path / "run")
+    same(first, whole)
+    assert isinstance(errors[0], BlockingIOError) or blocks == 0
+    third = make(draws_to=tmp_path / "run")
+    third.resume()
+    same(third, whole)
+
+
+def test_a_new_run_waits_for_no_other(tmp_path: Path) -> None:
+    """One that has its folder, and nothing in it yet, keeps it."""
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.claim(0)
+    with pytest.raises(BlockingIOError, match="at this moment"):
+        second.claim(0)
+    first.unlock()
+    second.claim(0)
 
 
 def test_a_moved_folder_goes_on(stop: Stop, tmp_path: Path) -> None:

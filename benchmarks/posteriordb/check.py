@@ -2,7 +2,8 @@
 
     python benchmarks/posteriordb/check.py --kernel NUTS --chains 4 sblrc-blr eight_schools-eight_schools_noncentered
 
-Without names it runs every posterior of the data folder that has a model. The exit status is 1 where a mean or a
+Without names it runs every posterior of the data folder that has a model. With `--keep FILE` results are added to a
+file of JSON lines, of which `results.py` makes the tables of RESULTS.md. The exit status is 1 where a mean or a
 standard deviation is more than four combined Monte Carlo standard errors from the reference, or R-hat is 1.01 or more.
 
 References:
@@ -135,6 +136,15 @@ def row(name: str, result: Result, parameters: list[str]) -> str:
     )
 
 
+def keep(path: Path, name: str, result: Result, options: argparse.Namespace) -> None:
+    """Add a result to a file, as a line of JSON."""
+    about = {"posterior": name, "kernel": options.kernel, "chains": options.chains, "passes": result.passes}
+    figures = {"seconds": result.seconds, "divergences": result.divergences, "r_hat": result.r_hat, "ess": result.ess}
+    largest = {"z_mean": float(result.z_mean.max()), "z_sd": float(result.z_sd.max())}
+    with path.open("a") as file:
+        file.write(json.dumps({**about, **figures, **largest}) + "\n")
+
+
 def _is_kernel(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, AdaptiveKernel) and value is not AdaptiveKernel
 
@@ -148,6 +158,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=1000, help="draws of each chain")
     parser.add_argument("--warmup", type=int, default=1000, help="warm-up transitions of each chain")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="file to add the results to")
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data/posteriordb"), help="folder of references, one JSON file each"
     )
@@ -178,6 +189,8 @@ def main() -> int:
         reference = json.loads(files[name].read_text())
         result = check(POSTERIORS[name], reference, options)
         print(row(name, result, reference["parameters"]), flush=True)
+        if options.keep is not None:
+            keep(options.keep, name, result, options)
         all_pass = all_pass and result.passes
     skipped = [name for name in chosen if name not in POSTERIORS]
     if skipped:

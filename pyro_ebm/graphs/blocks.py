@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs.coloring import color, neighbor_pairs
 from pyro_ebm.graphs.conditionals import ElementBlock, Lookup
 from pyro_ebm.graphs.tables import LogTables, TableGroup
@@ -92,16 +91,8 @@ def conditional_blocks(tables: LogTables, dynamic: Sequence[DynamicGroup] = ()) 
     Args:
         tables: of the graph, without batch dims (see `unbatched`).
         dynamic: more factors, whose tables come from the context (see `context_rows`).
-
-    Raises:
-        GraphError: if a factor has an element twice.
     """
     scopes = [group.scopes for group in tables.groups] + [group.scopes for group in dynamic]
-    for each in scopes:
-        if each.shape[1] > 1 and bool((each.sort(-1).values.diff(dim=-1) == 0).any()):
-            raise GraphError(
-                "FactorGraph: got a scope that has an element twice, expected different ones for sampling."
-            )
     layout = _layout(tables, scopes)
     return [_build(tables, dynamic, layout, number) for number in range(layout.count)]
 

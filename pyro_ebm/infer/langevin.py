@@ -8,26 +8,29 @@ from pyro_ebm.mcmc.algorithm import Algorithm, langevin_algorithm
 
 @dataclass(eq=False)
 class MALA(AdaptiveKernel):
-    """The Metropolis-adjusted Langevin algorithm: exact, and one gradient for each draw.
+    """The Metropolis-adjusted Langevin algorithm: exact, with one gradient for each step.
 
-    A move is `x' = x + ε M⁻¹ ∇log p(x) + √(2ε) M^{-1/2} ξ`, accepted or rejected; `step_size` is the leapfrog step
+    A step is `x' = x + ε M⁻¹ ∇log p(x) + √(2ε) M^{-1/2} ξ`, accepted or rejected; `step_size` is the leapfrog step
     `√(2ε)`. The default target 0.574 is optimal in high dimensions.
 
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.
+        num_steps: steps in each transition, of which the last makes a draw, in the warm-up as afterwards.
 
     References:
         Roberts and Rosenthal 1998, Optimal scaling of discrete approximations to Langevin diffusions.
     """
 
+    num_steps: int = field(default=10, kw_only=True)
     target_accept_prob: float = field(default=0.574, kw_only=True)
 
     def check(self) -> None:
-        """There are no arguments of this kernel's own."""
+        """Check the arguments of this kernel's own."""
+        self._require("num_steps", self.num_steps >= 1, "at least 1")
 
     def algorithm(self) -> Algorithm:
         """The sampler with its settings."""
-        return langevin_algorithm(metropolis=True, target_accept_prob=self.target_accept_prob)
+        return langevin_algorithm(metropolis=True, target_accept_prob=self.target_accept_prob, num_steps=self.num_steps)
 
 
 @dataclass(eq=False)

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _PROGRESS_SECONDS = 0.1
 # What a crash may lose of a run whose draws are on disk.
 _SAVE_SECONDS = 60.0
-# A build takes as long as about so many transitions without it. It goes by number, not by the clock, so that the same
-# seed makes the same draws.
-_WORTH_COMPILING = 200
+# A build takes as long as so many ticks of a small model without it, and is worth it by far in so many seconds of a
+# large one. It goes by number first, not by the clock, so that the same seed makes the same draws.
+_MANY_TICKS, _MANY_SECONDS = 800, 20.0
 
 
 class MCMC:
@@ -54,8 +54,9 @@ class MCMC:
         save_warmup: whether `to_arviz` shall have the draws of the warm-up too.
         thinning: of so many transitions after the warm-up, one is kept: `num_samples * thinning` are made.
         compile: whether the whole transition is compiled, as one program for all chains: in about two seconds, kept on
-            disk for the next time, with the same draws up to rounding. `"auto"` compiles all but short runs. `True`
-            also tries slower compilers where the fast one does not know an operation, and warns if none does.
+            disk for the next time, with the same draws up to rounding. `"auto"` compiles all but short runs, unless
+            the model takes long. `True` also tries slower compilers where the fast one does not know an operation, and
+            warns if none does.
         draws_to: a new folder where draws are written while they come, for runs larger than memory: an array
             `draws/<name>.npy` for each diagnostic and for `position`, the unconstrained draws. The run itself is kept
             there too, every minute, when it ends and when it is interrupted, so that after a crash `resume(*args)` of
@@ -137,7 +138,7 @@ class MCMC:
             BatchingError: if the model cannot be run for many chains at once.
             FileExistsError: if there is a run in the folder `draws_to` already.
             InitializationError: if no finite starts are found.
-            OSError: if draws cannot be written to that folder, or have no room there.
+            OSError: if draws cannot be written to that folder, have no room there, or another run is under way there.
             UnnormalizedError: if a density of the model lacks a log Z that is not a constant.
         """
         target = self._build(args, kwargs)
@@ -153,7 +154,8 @@ class MCMC:
                     f"initial_params: got starts of chains {(~finite).nonzero().flatten().tolist()} where the density "
                     "or its gradient is not finite, expected finite ones. Move them inside the support."
                 )
-        self._run, self._target, self._loaded = self._make_run(target, position), target, None
+        self._run = self._make_run(target, position, self._how_to_compile(target, position))
+        self._target, self._loaded = target, None
         self.run_time = 0.0
         self._drive()
 
@@ -181,7 +183,9 @@ class MCMC:
                 )
             if self._folder is not None:
                 self._folder.admit(self._loaded.get("run_id"), self._num_bytes(target))
-            run = self._make_run(target, target.like.expand(self.num_chains, -1))
+            like = target.like.expand(self.num_chains, -1)
+            saved = self.compile == "auto"  # what was chosen by the clock is not chosen again
+            run = self._make_run(target, like, self._loaded["compile"] if saved else self._how_to_compile(target, like))
             run.load_state_dict(self._loaded["run"])
             self._run, self._target = run, target
             self.run_time, self._loaded = self._loaded["run_time"], None
@@ -202,13 +206,13 @@ class MCMC:
             )
         return target
 
-    def _make_run(self, target: Target, position: Tensor) -> Run:
+    def _make_run(self, target: Target, position: Tensor, compile: Compile) -> Run:
         settings = RunSettings(
             num_samples=self.num_samples,
             warmup_steps=self.warmup_steps,
             save_warmup=self.save_warmup,
             thinning=self.thinning,
-            compile=self._how_to_compile(target),
+            compile=compile,
             subsamples=target.subsamples,
             folder=self._folder.path if self._folder is not None else None,
         )
@@ -220,17 +224,21 @@ class MCMC:
         draws = self.num_samples + (self.warmup_steps if self.save_warmup else 0)
         return self.num_chains * draws * target.like.nbytes
 
-    def _how_to_compile(self, target: Target) -> Compile:
+    def _how_to_compile(self, target: Target, position: Tensor) -> Compile:
         if target.concern is not None or self.compile is False:
             return "no"
         if self.compile is True:
             return "yes"
-        length = self.warmup_steps + self.num_samples * self.thinning
-        return "fast" if length >= _WORTH_COMPILING else "no"
+        algorithm = self.kernel.algorithm()
+        transitions = algorithm.num_steps * (self.warmup_steps + self.num_samples * self.thinning)
+        ticks = algorithm.usual_ticks * transitions
+        return "fast" if ticks >= _MANY_TICKS or ticks * _seconds(target, position) >= _MANY_SECONDS else "no"
 
     def _drive(self) -> None:
         run = self._require_run()
         self._samples = None
+        if self._folder is not None:
+            self._folder.lock()
         self._keep()
         begin = saved = time.perf_counter()
         shown = -_PROGRESS_SECONDS
@@ -258,6 +266,8 @@ class MCMC:
             bar.close()
             self.run_time += time.perf_counter() - begin
             self._keep()
+            if self._folder is not None:
+                self._folder.unlock()
         if self.compile is True and run.concerns:
             warnings.warn(
                 f"compile=True: the run is {run.rung}, not compiled as a whole: {'; '.join(run.concerns)}.",
@@ -415,6 +425,7 @@ class MCMC:
             **self._settings(),
             "sites": {name: list(shape) for name, shape in self.target.raveler.shapes.items()},
             "run_time": self.run_time,
+            "compile": run.settings.compile,
             "run_id": self._folder.run_id if self._folder is not None else None,
             "run": run.state_dict(),
         }
@@ -444,3 +455,11 @@ class MCMC:
             "thinning": self.thinning,
             **self.kernel.settings(),
         }
+
+
+def _seconds(target: Target, position: Tensor) -> float:
+    """What the log density takes at `position`, `(chains, dim)`."""
+    minibatch = tuple(each.first(position.device) for each in target.subsamples)
+    started = time.perf_counter()
+    target.log_density(position, *minibatch)
+    return time.perf_counter() - started

@@ -23,6 +23,7 @@ from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.supports import same_support
 from pyro_ebm.infer.coordinates import Coordinates, unconstrained
 from pyro_ebm.infer.enumeration import Enumerate, Enumeration, find_enumeration
+from pyro_ebm.infer.fresh_tensors import FreshTensors
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.messengers import LogJoint, Pointwise
 from pyro_ebm.infer.structure import LatentSite, read_structure, trace_model
@@ -63,6 +64,7 @@ class ModelTarget:
     _handler: LogJoint | None = None
     _enumeration: Enumeration | None = None
     concern: str | None = None
+    _writes: bool = False  # whether the model writes values into tensors that it makes
     subsamples: tuple[Subsample, ...] = ()
 
     def __init__(
@@ -153,10 +155,22 @@ class ModelTarget:
             self._handler = None
 
     def _batched_density(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        log_joint = self._of_a_chain(self._log_joint)
         if not self._gradient:
-            return value_alone(torch.func.vmap(self._log_joint, randomness="error"), position)
-        gradient, value = torch.func.vmap(torch.func.grad_and_value(self._log_joint), randomness="error")(position)
+            return value_alone(torch.func.vmap(log_joint, randomness="error"), position)
+        gradient, value = torch.func.vmap(torch.func.grad_and_value(log_joint), randomness="error")(position)
         return value, gradient
+
+    def _of_a_chain(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A function of a chain's tensors, as vmap can batch it."""
+        if not self._writes:
+            return function
+
+        def writing(chain: Any) -> Any:
+            with FreshTensors(pytree.tree_leaves(chain)[0]):
+                return function(chain)
+
+        return writing
 
     def _density_by_chain(self, position: Tensor) -> tuple[Tensor, Tensor]:
         evaluate = value_and_gradient if self._gradient else value_alone
@@ -221,7 +235,7 @@ class ModelTarget:
     def _batched(self, function: Callable[[Any], Any], argument: Any) -> Any:
         with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), vmap_safe():
             if self.concern is None:
-                return torch.func.vmap(function, randomness="error", chunk_size=_CHUNK)(argument)
+                return torch.func.vmap(self._of_a_chain(function), randomness="error", chunk_size=_CHUNK)(argument)
             results = [function(row) for row in argument]
             return pytree.tree_map(lambda *each: torch.stack(each), *results)
 
@@ -275,11 +289,15 @@ class ModelTarget:
         return all(same_support(here[name].support, other[name].support) for name in here)
 
     def _probe(self) -> None:
-        try:
-            self.log_density(torch.stack([self.like, self.like]))
-        except _VmapError as error:
-            self.concern = f"{error} Until then the model is run chain by chain, slowly."
-            self.log_density(self.like.unsqueeze(0))
+        errors = []
+        for self._writes in (False, True):
+            try:
+                self.log_density(torch.stack([self.like, self.like]))
+                return
+            except _VmapError as error:
+                errors.append(error)
+        self.concern = f"{errors[0]} Until then the model is run chain by chain, slowly."
+        self.log_density(self.like.unsqueeze(0))
 
     def _explain(self, error: Exception) -> NoReturn:
         """Turn what vmap says into the site, the line and the way out."""

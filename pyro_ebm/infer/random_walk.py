@@ -12,16 +12,19 @@ class RandomWalk(AdaptiveKernel):
 
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.
+        num_steps: steps in each transition, of which the last makes a draw, in the warm-up as afterwards.
 
     References:
         Roberts, Gelman and Gilks 1997, Weak convergence and optimal scaling of random walk Metropolis algorithms.
     """
 
+    num_steps: int = field(default=30, kw_only=True)
     target_accept_prob: float = field(default=0.234, kw_only=True)
 
     def check(self) -> None:
-        """There are no arguments of this kernel's own."""
+        """Check the arguments of this kernel's own."""
+        self._require("num_steps", self.num_steps >= 1, "at least 1")
 
     def algorithm(self) -> Algorithm:
         """The sampler with its settings."""
-        return random_walk_algorithm(target_accept_prob=self.target_accept_prob)
+        return random_walk_algorithm(target_accept_prob=self.target_accept_prob, num_steps=self.num_steps)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 
-_STATE = "state.pt"
+if sys.platform != "win32":
+    import fcntl
+
+_STATE, _LOCK = "state.pt", "lock"
 
 
 class RunFolder:
-    """A folder with one run in it: `draws/` and `warmup/`, an array for each name, and `state.pt`.
+    """A folder with one run in it: `draws/` and `warmup/`, an array for each name, `state.pt`, and a file to lock.
 
     Attributes:
         path: the folder.
@@ -25,21 +29,49 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.run_id = ""
+        self._locked: IO[str] | None = None
 
     @property
     def _state(self) -> Path:
         return self.path / _STATE
 
+    def lock(self) -> None:
+        """Keep other runs out until `unlock`, or until this process ends.
+
+        Raises:
+            BlockingIOError: if another run is under way here.
+        """
+        if self._locked is not None or sys.platform == "win32":
+            return
+        file = (self.path / _LOCK).open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise BlockingIOError(
+                error.errno,
+                "draws_to: another run is writing its draws here at this moment. Let it end, or name another folder",
+                str(self.path),
+            ) from error
+        self._locked = file
+
+    def unlock(self) -> None:
+        """Let another run go on here."""
+        if self._locked is not None:
+            self._locked.close()
+            self._locked = None
+
     def claim(self, num_bytes: int) -> None:
-        """Take the folder for a new run, whose draws will take so many bytes.
+        """Lock the folder for a new run, whose draws will take so many bytes.
 
         Raises:
             FileExistsError: if there is anything in it.
+            BlockingIOError: as for `lock`.
             OSError: if it cannot be written to, or its disk has no room.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            occupied = any(self.path.iterdir())
+            occupied = any(file.name != _LOCK for file in self.path.iterdir())
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -59,6 +91,7 @@ class RunFolder:
                 f'draws_to: got "{self.path}" with {free / 1e9:.2f} GB free, expected room for {num_bytes / 1e9:.2f} '
                 "GB of draws. Take fewer, thin them, or name a folder on another disk."
             )
+        self.lock()
         self.run_id = uuid.uuid4().hex
 
     def admit(self, run_id: str | None, num_bytes: int) -> None:
@@ -66,11 +99,12 @@ class RunFolder:
 
         Raises:
             ValueError: if another run is here.
-            OSError: as for `claim`.
+            OSError: as for `claim`; a `BlockingIOError`, as for `lock`.
         """
         if run_id is None:
             self.claim(num_bytes)
             return
+        self.lock()
         if self._state.exists():
             here = self.load()["run_id"]
             if here != run_id:

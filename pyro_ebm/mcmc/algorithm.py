@@ -32,6 +32,9 @@ from pyro_ebm.mcmc.chees import LengthAdaptation
 from pyro_ebm.mcmc.protocols import Adaptation, Info, State
 from pyro_ebm.mcmc.step_size import DualAveraging, FixedStepSize
 
+# The least friction of underdamped dynamics in the warm-up, for each step.
+_WARMUP_FRICTION = 0.3
+
 
 @dataclass(frozen=True)
 class Algorithm:
@@ -46,6 +49,7 @@ class Algorithm:
         parameters: makes parameters of what adapts, and of whether the run is warming up, `()`.
         target_accept_prob: what the step size adapts to, if it does.
         usual_ticks: how many ticks a transition takes, until they have been counted.
+        num_steps: what a run counts as one transition is so many of this sampler's, of which the last makes a draw.
         remedy: what helps where transitions diverge.
         structured: whether it asks the log density for more than value and gradient, such as conditionals. That is then
             neither compiled on its own nor tried for a first step size.
@@ -59,6 +63,7 @@ class Algorithm:
     parameters: Callable[[Any, Tensor], Any]
     target_accept_prob: float = 1.0
     usual_ticks: float = 4.0
+    num_steps: int = 1
     remedy: str = "raise target_accept_prob, or reparametrise the model"
     structured: bool = False
 
@@ -130,7 +135,7 @@ def _chees_parameters(adaptation: LengthAdaptation, _: Tensor) -> chees.Paramete
     return chees.Parameters(adaptation.step_sizes, adaptation.trajectory_length)
 
 
-def langevin_algorithm(*, metropolis: bool, target_accept_prob: float) -> Algorithm:
+def langevin_algorithm(*, metropolis: bool, target_accept_prob: float, num_steps: int = 1) -> Algorithm:
     """Langevin dynamics, with the Metropolis correction or without: see `langevin`.
 
     The warm-up is always corrected: it finds the bulk of the density safely, and the step size at which the correction
@@ -144,6 +149,8 @@ def langevin_algorithm(*, metropolis: bool, target_accept_prob: float) -> Algori
         adaptation=DualAveraging.start,
         parameters=partial(_langevin_parameters, metropolis),
         target_accept_prob=target_accept_prob,
+        usual_ticks=1.0,
+        num_steps=num_steps,
     )
 
 
@@ -151,7 +158,9 @@ def _langevin_parameters(metropolis: bool, adaptation: Adaptation, warming_up: T
     return langevin.Parameters(0.5 * adaptation.step_sizes.square(), warming_up | metropolis)
 
 
-def underdamped_algorithm(*, friction: float, metropolis: bool, target_accept_prob: float) -> Algorithm:
+def underdamped_algorithm(
+    *, friction: float, metropolis: bool, target_accept_prob: float, num_steps: int = 1
+) -> Algorithm:
     """Underdamped Langevin dynamics, with the Metropolis correction or without: see `underdamped`.
 
     The warm-up is always corrected, as for `langevin_algorithm`.
@@ -164,6 +173,8 @@ def underdamped_algorithm(*, friction: float, metropolis: bool, target_accept_pr
         adaptation=DualAveraging.start,
         parameters=partial(_underdamped_parameters, friction, metropolis),
         target_accept_prob=target_accept_prob,
+        usual_ticks=1.0,
+        num_steps=num_steps,
     )
 
 
@@ -171,10 +182,13 @@ def _underdamped_parameters(
     friction: float, metropolis: bool, adaptation: Adaptation, warming_up: Tensor
 ) -> underdamped.Parameters:
     step_sizes = adaptation.step_sizes
-    return underdamped.Parameters(step_sizes, step_sizes.new_tensor(friction), warming_up | metropolis)
+    given = torch.full_like(step_sizes, friction)
+    # A chain on its way to the bulk takes short steps, and must lose the energy it comes with.
+    frictions = torch.where(warming_up, torch.maximum(given, _WARMUP_FRICTION / step_sizes), given)
+    return underdamped.Parameters(step_sizes, frictions, warming_up | metropolis)
 
 
-def barker_algorithm(*, target_accept_prob: float = 0.4) -> Algorithm:
+def barker_algorithm(*, target_accept_prob: float = 0.4, num_steps: int = 1) -> Algorithm:
     """The Barker proposal: see `barker`."""
     return Algorithm(
         name="Barker",
@@ -184,6 +198,8 @@ def barker_algorithm(*, target_accept_prob: float = 0.4) -> Algorithm:
         adaptation=DualAveraging.start,
         parameters=_barker_parameters,
         target_accept_prob=target_accept_prob,
+        usual_ticks=1.0,
+        num_steps=num_steps,
     )
 
 
@@ -191,7 +207,7 @@ def _barker_parameters(adaptation: Adaptation, _: Tensor) -> barker.Parameters:
     return barker.Parameters(adaptation.step_sizes)
 
 
-def random_walk_algorithm(*, target_accept_prob: float = 0.234) -> Algorithm:
+def random_walk_algorithm(*, target_accept_prob: float = 0.234, num_steps: int = 1) -> Algorithm:
     """Random-walk Metropolis: see `random_walk`."""
     return Algorithm(
         name="Random walk",
@@ -201,6 +217,8 @@ def random_walk_algorithm(*, target_accept_prob: float = 0.234) -> Algorithm:
         adaptation=DualAveraging.start,
         parameters=_random_walk_parameters,
         target_accept_prob=target_accept_prob,
+        usual_ticks=1.0,
+        num_steps=num_steps,
     )
 
 
@@ -260,6 +278,7 @@ def mclmc_algorithm(*, decoherence_length: float, target_accept_prob: float) -> 
         adaptation=DualAveraging.start,
         parameters=partial(_mclmc_parameters, decoherence_length),
         target_accept_prob=target_accept_prob,
+        usual_ticks=1.0,
     )
 
 

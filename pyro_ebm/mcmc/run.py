@@ -25,7 +25,7 @@ from pyro_ebm.mcmc.minibatch import Subsample, at_minibatch, draw_minibatches
 from pyro_ebm.mcmc.protocols import State
 from pyro_ebm.mcmc.recorder import Recorder
 from pyro_ebm.mcmc.step_size import reasonable_step_size
-from pyro_ebm.mcmc.windows import warmup_windows
+from pyro_ebm.mcmc.windows import Window, warmup_windows
 
 # Ticks in a block, between two looks at the counters: enough to make the look cheap, within a bound on its memory.
 _MOST_TICKS, _MOST_NUMBERS = 256, 2**22
@@ -103,7 +103,8 @@ class Run:
     ) -> None:
         chains = len(position)
         self.algorithm, self.settings, self.generator = algorithm, settings, generator
-        self._windows = warmup_windows(settings.warmup_steps, chains, adapt_metric=settings.adapt_metric)
+        windows = warmup_windows(settings.warmup_steps, chains, adapt_metric=settings.adapt_metric)
+        self._windows = [Window(algorithm.num_steps * length, renews) for length, renews in windows]
         self._window = 0
         self.metric: Metric = settings.metric or DiagonalMetric(torch.ones_like(position[0]))
         self._no_draws: MetricEstimator = settings.estimator or PooledVariance.start(torch.zeros_like(position[0]))
@@ -111,9 +112,11 @@ class Run:
         step_size = torch.tensor(settings.step_size, dtype=position.dtype, device=position.device)
         self._adaptation = algorithm.adaptation(step_size, chains)
         draws, warmup = (settings.folder and settings.folder / name for name in ("draws", "warmup"))
-        self.draws = Recorder(chains, settings.num_samples, position.device, settings.thinning, draws)
+        self.draws = Recorder(
+            chains, settings.num_samples, position.device, algorithm.num_steps * settings.thinning, draws
+        )
         saved = settings.warmup_steps if settings.save_warmup else 0
-        self.warmup_draws = Recorder(chains, saved, position.device, folder=warmup)
+        self.warmup_draws = Recorder(chains, saved, position.device, algorithm.num_steps, warmup)
         self._in_window = torch.zeros(chains, dtype=torch.long, device=position.device)
         self._in_warmup = torch.zeros_like(self._in_window)
         self._diverged = torch.zeros_like(self._in_window)
@@ -154,9 +157,10 @@ class Run:
     @property
     def transitions(self) -> int:
         """Mean number of transitions so far, out of `warmup_steps + num_samples * thinning`."""
-        warmup = self._in_warmup.clamp(max=self.settings.warmup_steps).double().mean()
-        most = self.settings.num_samples * self.settings.thinning
-        return int(warmup + self.draws.transitions.clamp(max=most).double().mean())
+        num_steps = self.algorithm.num_steps
+        warmup = self._in_warmup.clamp(max=num_steps * self.settings.warmup_steps).double().mean()
+        most = self.settings.num_samples * self.draws.thinning
+        return int((warmup + self.draws.transitions.clamp(max=most).double().mean()) / num_steps)
 
     @property
     def position(self) -> Tensor:
@@ -229,7 +233,7 @@ class Run:
             missing = max(self._windows[self._window].length - int(made.median()), 1) * _WINDOW_SHARE
         else:
             made = self.draws.transitions
-            missing = self.settings.num_samples * self.settings.thinning - int(made.min())
+            missing = self.settings.num_samples * self.draws.thinning - int(made.min())
         ticks_to_transition = (
             self._ticks * len(made) / max(int(made.sum()), 1) if self._ticks else self.algorithm.usual_ticks
         )
@@ -315,7 +319,7 @@ class Run:
         window, last = self._windows[self._window], self._window == len(self._windows) - 1
         due = int(self._in_window.median()) >= window.length
         if last:
-            due = due and int(self._in_warmup.min()) >= self.settings.warmup_steps
+            due = due and int(self._in_warmup.min()) >= self.algorithm.num_steps * self.settings.warmup_steps
         if not due:
             return
         position = self.position

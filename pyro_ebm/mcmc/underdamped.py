@@ -38,7 +38,7 @@ class Parameters(NamedTuple):
 
     Attributes:
         step_size: ε, `()` or `(chains,)`.
-        friction: γ, `()`: the momentum is forgotten in a time `1/γ`, that is, in `1/(γε)` steps.
+        friction: γ, `()` or `(chains,)`: the momentum is forgotten in a time `1/γ`, that is, in `1/(γε)` steps.
         metropolis: whether moves are accepted or rejected, or always made; `()`, bool.
     """
 
@@ -94,7 +94,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One step of every chain. A step that diverges is never made, and marked; the chain turns round."""
     step_size, metropolis = column(parameters.step_size), parameters.metropolis
-    friction = parameters.friction * step_size
+    friction = column(parameters.friction) * step_size
     decay, noise = (-friction).exp(), (-(-2 * friction).expm1()).sqrt() * randomness.noise
     start = torch.where(metropolis, decay * state.momentum + noise, state.momentum)
     cold = start + 0.5 * step_size * state.gradient

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_ebm._core.program.pointwise import ALIASES, ARITHMETIC, C_TYPES, COMPARISONS, COPIES, literal
+from pyro_ebm._core.program.pointwise import ALIASES, ARITHMETIC, C_TYPES, COMPARISONS, COPIES, ROUNDED, literal
 from pyro_ebm._core.program.statements import Buffer, Indirect, Operand, Statement, View, contiguous
 
 # Products smaller than this are loops of their own, larger ones go to the linear-algebra library.
@@ -245,14 +245,11 @@ class Lowering(fx.Interpreter):
     def _arithmetic(self, n: Any, name: str, result: Tensor) -> None:
         dtype = result.dtype
         names = [f"{{{i}}}" for i, a in enumerate(n.args) if isinstance(a, fx.Node | float | int)]
-        rounding = n.kwargs.get("rounding_mode")
-        if rounding is not None and not dtype.is_floating_point and isinstance(n.args[1], int) and n.args[1] > 0:
-            quotient = "{0} / {1}" if rounding == "trunc" else "{0} / {1} - ({0} % {1} < 0)"
-            operands = [self.operand(each, tuple(result.shape), dtype) for each in n.args]
-            self._views[n] = self.elementwise(dtype, quotient, operands, result.shape)
-            return
-        if rounding is not None or n.kwargs.get("alpha", 1) != 1:
-            raise UnsupportedError(f"aten::{name} with {dict(n.kwargs)}")
+        if name in ("add", "sub"):
+            alpha = n.args[2] if len(n.args) > 2 else n.kwargs.get("alpha", 1)
+            names = [names[0], names[1] if alpha == 1 else f"{literal(alpha, dtype)} * {names[1]}"]
+        if n.kwargs.get("rounding_mode") is not None:
+            name = f"div_{n.kwargs['rounding_mode']}"
         if n.kwargs.get("decimals", 0) != 0:
             raise UnsupportedError("aten::round with decimals")
         if name == "pow" and isinstance(n.args[1], (int, float)) and dtype.is_floating_point:
@@ -268,7 +265,7 @@ class Lowering(fx.Interpreter):
                 operand = self.operand(n.args[0], tuple(result.shape), dtype)
                 self._views[n] = self.elementwise(dtype, known[n.args[1]], [operand], result.shape)
                 return
-        self._elementwise(n, result, ARITHMETIC[name](dtype, *names), dtype)
+        self._elementwise(n, result, (ROUNDED.get(name) or ARITHMETIC[name])(dtype, *names), dtype)
 
 
 # Operations that make a tensor of one number, whatever the tensor they are given.
@@ -281,6 +278,7 @@ FILLS: dict[str, Callable[[Any], Number]] = {
     "new_ones": lambda n: 1,
     "empty_like": lambda n: 0,
     "new_empty": lambda n: 0,
+    "new_empty_strided": lambda n: 0,
 }
 
 Handler = Callable[[Lowering, Any, Any], View | Sequence[View | None]]

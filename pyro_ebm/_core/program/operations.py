@@ -71,6 +71,20 @@ def _split(lowering: Lowering, n: Any, result: Sequence[Tensor]) -> Sequence[Vie
     return [_from_meta(each, source) for each in found]
 
 
+@handles("as_strided")
+def _as_strided(lowering: Lowering, n: Any, result: Tensor) -> View:
+    _require_whole(lowering, n)
+    source = lowering.copy(lowering.view(n.args[0]), result.dtype)  # in the order that the strides are meant for
+    return _from_meta(n.target(_meta(source), *n.args[1:], **n.kwargs), source)
+
+
+def _require_whole(lowering: Lowering, n: Any) -> None:
+    """Strides are those of torch's memory: they can be followed where a tensor has all of its own, in order."""
+    source = lowering.example(n.args[0])
+    if not source.is_contiguous() or source.storage_offset() or source.untyped_storage().nbytes() != source.nbytes:
+        raise UnsupportedError(f"{n.target} of a part of a tensor")
+
+
 @handles("flip")
 def _flip(lowering: Lowering, n: Any, result: Tensor) -> View:
     source = lowering.view(n.args[0])
@@ -269,15 +283,16 @@ def _cat(lowering: Lowering, n: Any, result: Tensor) -> View:
     return out
 
 
-@handles("slice_scatter", "select_scatter", "diagonal_scatter")
+@handles("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter")
 def _scatter_view(lowering: Lowering, n: Any, result: Tensor) -> View:
     """A copy of the base, with a view of it overwritten."""
     sizes, dtype = tuple(result.shape), result.dtype
+    name = n.target._schema.name.removeprefix("aten::")
+    if name == "as_strided_scatter":
+        _require_whole(lowering, n)
     base = lowering.operand(n.args[0], sizes, dtype)
     out = lowering.loop(dtype, "{0}", [base], lowering.new_view(dtype, sizes))
-    view_of = {"slice_scatter": "slice", "select_scatter": "select", "diagonal_scatter": "diagonal"}
-    name = n.target._schema.name.removeprefix("aten::")
-    view = getattr(torch.ops.aten, view_of[name])(_meta(out), *n.args[2:], **n.kwargs)
+    view = getattr(torch.ops.aten, name.removesuffix("_scatter"))(_meta(out), *n.args[2:], **n.kwargs)
     target = _from_meta(view, out)
     lowering.loop(dtype, "{0}", [lowering.operand(n.args[1], target.sizes, dtype)], target)
     return out

@@ -81,7 +81,10 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
     "clamp_min": _format("MAXIMUM({0}, {1})"),
     "clamp_max": _format("MINIMUM({0}, {1})"),
     "fmod": _whole(_call("fmod"), _format("({1} == 0 || {1} == -1 ? 0 : {0} % {1})")),
+    "remainder": _whole(_call("floored_remainder"), _format("whole_floored_remainder({0}, {1})")),
     "atan2": _call("atan2"),
+    "hypot": _call("hypot"),
+    "copysign": _call("copysign"),
     "pow": _whole(_call("pow"), _format("integer_power({0}, {1})")),
     "neg": _format("-{0}"),
     "abs": _whole(_call("fabs"), _format("({0} < 0 ? -{0} : {0})")),
@@ -94,6 +97,7 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
     "rsqrt": lambda dtype, x: f"1 / {_call('sqrt')(dtype, x)}",
     "sigmoid": lambda dtype, x: f"1 / (1 + {_call('exp')(dtype, '-' + x)})",
     "lgamma": _call("lgamma"),
+    "special_erfcx": lambda dtype, x: f"({C_TYPES[dtype]})scaled_erfc({x})",
     "digamma": lambda dtype, x: f"({C_TYPES[dtype]})digamma({x})",
     **{name: _call(name) for name in ("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "erf", "erfc")},
     **{name: _call(name) for name in ("sin", "cos", "tan", "asin", "acos", "atan")},
@@ -112,6 +116,20 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
     "__rshift__": _shift("{0} >> {1}", "({0} < 0 ? -1 : 0)"),
     "bitwise_left_shift": _shift("{0} << {1}", "0"),
     "bitwise_right_shift": _shift("{0} >> {1}", "({0} < 0 ? -1 : 0)"),
+}
+
+# Those of them whose results are exact.
+SELECTIONS = {
+    *("maximum", "minimum", "clamp_min", "clamp_max", "neg", "abs", "sign", "sgn", "relu"),
+    *("floor", "ceil", "trunc", "round"),
+}
+
+# Divisions by their mode of rounding.
+ROUNDED: dict[str, Callable[..., str]] = {
+    "div_floor": _whole(_call("floored_quotient"), _format("whole_quotient({0}, {1}, 1)")),
+    "div_trunc": _whole(
+        lambda dtype, x, y: _call("trunc")(dtype, f"{x} / {y}"), _format("whole_quotient({0}, {1}, 0)")
+    ),
 }
 
 COMPARISONS: dict[str, Callable[..., str]] = {
@@ -155,6 +173,27 @@ static int64_t integer_power(int64_t x, int64_t n) {
   uint64_t y = 1, square = x;
   for (; n; n >>= 1, square *= square) if (n & 1) y *= square;
   return y;
+}
+#define FLOORED(type, f) \
+  static type floored_remainder##f(type x, type y) { \
+    type rest = fmod##f(x, y); return rest != 0 && (rest < 0) != (y < 0) ? rest + y : rest; } \
+  static type floored_quotient##f(type x, type y) { \
+    if (y == 0) return x / y; \
+    type rest = fmod##f(x, y), quotient = rint##f((x - rest) / y) - (rest != 0 && (rest < 0) != (y < 0)); \
+    return quotient == 0 ? copysign##f(0, x / y) : quotient; }
+FLOORED(double, ) FLOORED(float, f)
+static int64_t whole_floored_remainder(int64_t x, int64_t y) {
+  int64_t rest = y == 0 || y == -1 ? 0 : x % y;
+  return rest != 0 && (rest < 0) != (y < 0) ? rest + y : rest;
+}
+static int64_t whole_quotient(int64_t x, int64_t y, int floored) {
+  if (y == 0 || y == -1) return -x * (y == -1);
+  return x / y - (floored && x % y != 0 && (x < 0) != (y < 0));
+}
+static double scaled_erfc(double x) {
+  if (x < 25) return exp(x * x) * erfc(x);
+  double y = 0.5 / (x * x);
+  return (1 - y * (1 - y * (3 - y * (15 - y * (105 - y * 945))))) / (x * sqrt(M_PI));
 }
 static double digamma(double x) {
   double shift = 0;

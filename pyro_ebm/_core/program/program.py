@@ -18,16 +18,14 @@ from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.program.c_library import BuildError, build, linear_algebra
 from pyro_ebm._core.program.c_source import write_source
+from pyro_ebm._core.program.rounding import Forced, agree, spreads
 from pyro_ebm._core.program.trace import trace
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
-# How many times as much as its last digits move the graph a C program may be off.
-_ROUNDINGS = 100.0
-
 
 class Program(Protocol):
-    """A step that repeats itself."""
+    """A step that repeats itself: once, if there are no tensors among the `xs`."""
 
     @property
     def rung(self) -> str:
@@ -55,7 +53,7 @@ class EagerProgram:
         """See `Program`."""
         flat, structure = pytree.tree_flatten(xs)
         ys = []
-        for x in zip(*flat, strict=True):
+        for x in _rows(flat):
             carry, y = self._step(carry, pytree.tree_unflatten(x, structure), constants)
             ys.append(y)
         return carry, pytree.tree_map(lambda *each: torch.stack(each), *ys)
@@ -106,7 +104,7 @@ class GraphProgram:
         state = self._traced.leaves(carry)
         stacked, fixed = ([leaf.contiguous() for leaf in self._traced.leaves(tree)] for tree in (xs, constants))
         rows = []
-        for x in zip(*stacked, strict=True):
+        for x in _rows(stacked):
             out = self._function(*(leaf.contiguous() for leaf in state), *x, *fixed)
             state = list(out[: len(state)])
             rows.append(out[len(state) :])
@@ -157,7 +155,7 @@ class CProgram:
         given = [(leaf.shape, leaf.dtype) for leaf in [*new, *(x[0] for x in stacked), *fixed]]
         if given != self._inputs:
             raise ValueError(f"C program: got inputs {given}, expected {self._inputs}. Build another one for these.")
-        ys = self._run(new, stacked, fixed, stacked[0].shape[0])
+        ys = self._run(new, stacked, fixed, stacked[0].shape[0] if stacked else 1)
         return self._traced.result(new, ys)
 
     def _check(self, outputs: list[Tensor], choices: frozenset[str]) -> None:
@@ -166,64 +164,18 @@ class CProgram:
         So it must too where all `choices` are forced: what it does in branches that it takes now and then is checked.
         """
         given = [leaf for leaves in self._traced.inputs for leaf in leaves]
-        nearby = [_nudged(leaf) for leaf in given]
-        self._compare(outputs, self.graph(*nearby), forced=False)
+        self._compare(outputs, spreads(self.graph, given, outputs), forced=False)
         if choices:
-            forced = _Forced(self.graph, choices)
-            self._compare(forced.run(*given), forced.run(*nearby), forced=True)
+            outputs = Forced(self.graph, choices).run(*given)
+            self._compare(outputs, spreads(self.graph, given, outputs, choices), forced=True)
 
-    def _compare(self, outputs: list[Tensor], nearby: list[Tensor], *, forced: bool) -> None:
+    def _compare(self, outputs: list[Tensor], rounding: list[Tensor], *, forced: bool) -> None:
         carry, x, constants = self._traced.inputs
         carry = [_own(leaf) for leaf in carry]
         ys = self._run(carry, x, constants, 1, forced)
-        for found, expected, near in zip([*carry, *(y[0] for y in ys)], outputs, nearby, strict=True):
-            if not _agree(found, expected, near):
+        for found, expected, spread in zip([*carry, *(y[0] for y in ys)], outputs, rounding, strict=True):
+            if not agree(found, expected, spread):
                 raise BuildError("the C program does not agree with the graph that it was made of")
-
-
-class _Forced(fx.Interpreter):
-    """A graph in which choices by one boolean fall on what is new, whatever the boolean says."""
-
-    def __init__(self, graph: fx.GraphModule, choices: frozenset[str]) -> None:
-        super().__init__(graph)
-        self._choices = choices
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.name in self._choices:
-            condition, new, old = self.fetch_args_kwargs_from_env(n)[0]
-            return torch.where(torch.ones_like(condition), new, old)
-        return super().run_node(n)
-
-
-def _agree(found: Tensor, expected: Tensor, near: Tensor) -> bool:
-    """Whether results are equal up to rounding: most of them closely, those of ill-conditioned chains roughly.
-
-    Args:
-        found: by the program.
-        expected: by the graph.
-        near: by the graph, for inputs that are off by their last digits.
-    """
-    close, rough = (1e-8, 1e-3) if found.dtype == torch.float64 else (1e-3, 5e-2)
-    found, expected, near = found.double(), expected.double(), near.double()
-    scale, rounding = (_largest(each) for each in (expected, near - expected))
-
-    def within(precision: float) -> Tensor:
-        tolerance = precision * scale + _ROUNDINGS * rounding
-        return torch.isclose(found, expected, precision, tolerance, equal_nan=True)
-
-    return int((~within(close)).sum()) <= found.numel() // 4 and bool(within(rough).all())
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.nan_to_num(0, 0, 0).abs().max()) if values.numel() else 0.0
-
-
-def _nudged(leaf: Tensor) -> Tensor:
-    """The same numbers, each off by its last digits."""
-    if not leaf.is_floating_point():
-        return leaf
-    signs = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=leaf.dtype) - 0.5
-    return leaf * (1 + 8 * torch.finfo(leaf.dtype).eps * signs.sign())
 
 
 def _inductor(traced: _Traced) -> GraphProgram:
@@ -302,6 +254,11 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Zeros that take up no memory until they are touched, unlike torch's."""
     kind = torch.empty(0, dtype=dtype).numpy().dtype
     return torch.from_numpy(np.zeros(tuple(shape), kind))
+
+
+def _rows(stacked: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The x of each step."""
+    return list(zip(*stacked, strict=True)) if stacked else [()]
 
 
 def _own(leaf: Tensor) -> Tensor:
