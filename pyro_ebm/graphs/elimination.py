@@ -1,7 +1,8 @@
 """Exact answers by bucket elimination: log Z, marginals, the mode, samples, entropy.
 
 Variables leave one by one: the tables that have one are added up over their clique, and it is summed (or maximised)
-out, `m(rest) = log Σ_v exp Σ_t t(v, rest)`. Marginals are the gradient of log Z; samples are drawn on the way back.
+out, `m(rest) = log Σ_v exp Σ_t t(v, rest)`. Marginals are the gradient of log Z, taken by hand: under transforms and without autograd it is
+the same. Samples are drawn on the way back.
 
 References:
     Dechter 1999, Bucket elimination: a unifying framework for reasoning.
@@ -11,7 +12,7 @@ References:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.concrete import is_transformed
 from pyro_ebm.graphs.plan import Plan, Step, plan_of
-from pyro_ebm.graphs.tables import LogTables, TableGroup
+from pyro_ebm.graphs.tables import LogTables
 
 
 def log_partition(tables: LogTables) -> Tensor:
@@ -28,10 +29,12 @@ def log_partition(tables: LogTables) -> Tensor:
     Raises:
         TreewidthError: if the tables would be too large.
     """
-    plan = _affordable_plan(tables)
-    messages = _rows(tables, plan)
-    for step in plan.steps:
-        messages.append(_sum_out(step, messages, tables))
+    potentials = [group.log_potentials for group in tables.groups]
+    recorded = any(is_transformed(each) or each.requires_grad for each in potentials) and torch.is_grad_enabled()
+    plan = _affordable_plan(tables, keeps_messages=recorded)
+    messages = dict(enumerate(_rows(tables, plan)))
+    for number, step in enumerate(plan.steps, len(messages)):
+        messages[number] = _sum_out(step, [messages.pop(each) for each in step.inputs], tables)
     return _total(messages, plan, tables)
 
 
@@ -42,17 +45,33 @@ def marginals(tables: LogTables) -> tuple[list[Tensor], list[Tensor]]:
         For each element its `(*batch, K)`; for each group of factors `(*batch, F, K_1, ..., K_r)`. They are
         differentiable where the tables are.
     """
-    wants_gradient = torch.is_grad_enabled() and any(group.log_potentials.requires_grad for group in tables.groups)
+    plan = _affordable_plan(tables, keeps_messages=True)
+    messages = _messages(tables, plan)
+    gradients = dict.fromkeys(plan.outputs, tables.like.new_ones(1))
+    for number, step in zip(reversed(range(len(messages))), reversed(plan.steps), strict=False):
+        inputs = [messages[each] for each in step.inputs]
+        if inputs:
+            parts = _weights(step, inputs, messages[number], gradients.pop(number))
+            gradients.update(zip(step.inputs, parts, strict=True))
+    groups = _grouped([gradients[number] for number in range(len(plan.permutations))], tables, plan)
+    return _of_elements(tables, groups), groups
+
+
+def _grouped(rows: Sequence[Tensor], tables: LogTables, plan: Plan) -> list[Tensor]:
+    """What is found for each factor, `(batch or 1, ...)` with dims in the order of elimination, by group."""
     batch = tables.batch_shape
-    with torch.enable_grad():
-        leaves = []
-        for group in tables.groups:  # a row for each factor, even where they share a table
-            full = group.log_potentials.expand(*batch, len(group.scopes), *group.sizes)
-            leaves.append(full if wants_gradient and full.requires_grad else full.detach().requires_grad_())
-        rows = [TableGroup(group.scopes, leaf) for group, leaf in zip(tables.groups, leaves, strict=True)]
-        value = log_partition(LogTables(tables.variables, tables.num_states, tuple(rows), batch))
-        gradients = torch.autograd.grad(value.sum(), leaves, create_graph=wants_gradient) if leaves else ()
-    return _of_elements(tables, gradients), list(gradients)
+    groups, start = [], 0
+    for group in tables.groups:
+        count = len(group.scopes)
+        places = plan.permutations[start : start + count]
+        members = [
+            row if place is None else row.permute([place.index(k) for k in range(len(place))])
+            for row, place in zip(rows[start : start + count], places, strict=True)
+        ]
+        whole = [member.expand(batch.numel(), *group.sizes) for member in members]
+        groups.append(torch.stack(whole, 1).reshape(*batch, count, *group.sizes))
+        start += count
+    return groups
 
 
 def _of_elements(tables: LogTables, groups: Sequence[Tensor]) -> list[Tensor]:
@@ -86,61 +105,104 @@ def entropy(tables: LogTables) -> Tensor:
 
 
 def mode(tables: LogTables) -> Tensor:
-    """A most probable joint state, as state numbers of elements, `(*batch, N)`."""
-    plan = _affordable_plan(tables)
-    messages = [row.detach() for row in _rows(tables, plan)]
+    """A most probable joint state, as state numbers of elements, `(*batch, N)`.
+
+    Raises:
+        ValueError: if no joint state is possible.
+    """
+    plan = _affordable_plan(tables, keeps_messages=True)
+    messages = {number: row.detach() for number, row in enumerate(_rows(tables, plan))}
     choices = []
-    for step in plan.steps:
-        best, choice = _clique(step, messages, tables).max(dim=1)
-        messages.append(best)
+    for number, step in enumerate(plan.steps, len(messages)):
+        best, choice = _clique(step, [messages.pop(each) for each in step.inputs], tables).max(dim=1)
+        messages[number] = best
         choices.append(choice)
+    require_mass("mode", _total(messages, plan, tables))
     batch = tables.batch_shape.numel()
-    states = torch.zeros(len(tables.num_states), batch, dtype=torch.long, device=tables.like.device)
-    rows = torch.arange(batch, device=states.device)
+    place = torch.arange(batch, device=tables.like.device)
+    states: dict[int, Tensor] = {}  # of each element, `(batch,)`
     for step, choice in zip(reversed(plan.steps), reversed(choices), strict=True):
         choice = choice.expand(batch, *choice.shape[1:])
-        states[step.variable] = choice[(rows, *states[list(step.rest)])]
-    return states.mT.reshape(*tables.batch_shape, -1)
+        states[step.variable] = choice[(place, *[states[each] for each in step.rest])] if step.rest else choice
+    return _side_by_side(states, Size([batch]), tables).reshape(*tables.batch_shape, len(states))
 
 
 def sample(tables: LogTables, sample_shape: Size, generator: Generator | None = None) -> Tensor:
-    """Exact draws, as state numbers of elements, `(*sample, *batch, N)`."""
-    plan = _affordable_plan(tables)
+    """Exact draws, as state numbers of elements, `(*sample, *batch, N)`.
+
+    Raises:
+        ValueError: if no joint state is possible.
+    """
+    plan = _affordable_plan(tables, keeps_messages=True)
     with torch.no_grad():
-        messages = [row.detach() for row in _rows(tables, plan)]
-        for step in plan.steps:
-            messages.append(_sum_out(step, messages, tables))
+        messages = _messages(tables, plan)
+        require_mass("sample", _total(messages, plan, tables))
         batch, draws = tables.batch_shape.numel(), sample_shape.numel()
         like = tables.like
-        states = torch.zeros(len(tables.num_states), batch, draws, dtype=torch.long, device=like.device)
-        noise = torch.rand(states.shape, dtype=like.dtype, device=like.device, generator=generator)
+        shape = (len(tables.num_states), batch, draws)
+        noise = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
+        states: dict[int, Tensor] = {}  # of each element, `(batch, draws)`
         for step in reversed(plan.steps):
             entries = [
-                _at(messages[number], states[[step.rest[member] for member in members]])
+                _at(messages[number], [states[step.rest[member]] for member in members])
                 for number, members in zip(step.inputs, step.members, strict=True)
             ]
             count = tables.num_states[step.variable]
             logits = sum(entries, like.new_zeros(count, 1, 1))
             cumulative = torch.softmax(logits, 0).cumsum(0)
             states[step.variable] = (noise[step.variable] * cumulative[-1] >= cumulative).sum(0).clamp(max=count - 1)
-    return states.permute(2, 1, 0).reshape(*sample_shape, *tables.batch_shape, -1)
+        chosen = _side_by_side(states, Size([batch, draws]), tables)
+        return chosen.transpose(0, 1).reshape(*sample_shape, *tables.batch_shape, len(states))
 
 
-def _at(message: Tensor, states: Tensor) -> Tensor:
-    """Rows of a table, `(batch or 1, K, *rest)`, at states of the rest `(rest, batch, draws)`: `(K, batch, draws)`."""
+def _side_by_side(states: Mapping[int, Tensor], lead: Size, tables: LogTables) -> Tensor:
+    """The states of all elements, `(*lead, N)`, from those of each."""
+    if not states:
+        return torch.empty(*lead, 0, dtype=torch.long, device=tables.like.device)
+    return torch.stack([states[element] for element in range(len(states))], -1)
+
+
+def require_mass(what: str, log_mass: Tensor) -> None:
+    """Check that there is a possible state, which transforms cannot branch on.
+
+    Raises:
+        ValueError: if there is none, for some element of the batch.
+    """
+    if not is_transformed(log_mass) and not bool((log_mass > -torch.inf).all()):
+        raise ValueError(
+            f"{what}: got log-potentials under which no joint state is possible (or NaN), expected at least one for "
+            "every element of the batch. Some energies are infinite at each of them."
+        )
+
+
+def _at(message: Tensor, states: Sequence[Tensor]) -> Tensor:
+    """Rows of a table, `(batch or 1, K, *rest)`, at states of the rest, each `(batch, draws)`: `(K, batch, draws)`.
+
+    Where there is no rest, draws are a dim of one.
+    """
+    if not states:
+        return message.mT.unsqueeze(-1)
     sizes = message.shape[2:]
-    flat = message.flatten(2) if sizes else message.unsqueeze(-1)
+    flat = message.flatten(2)
     strides = [sizes[k + 1 :].numel() for k in range(len(sizes))]
-    index = (states * states.new_tensor(strides)[:, None, None]).sum(0)
+    index = (torch.stack(list(states)) * states[0].new_tensor(strides)[:, None, None]).sum(0)
     if len(flat) == 1:
         return flat[0][:, index]
     return flat.gather(2, index.unsqueeze(1).expand(-1, flat.shape[1], -1)).movedim(1, 0)
 
 
-def _affordable_plan(tables: LogTables) -> Plan:
+def _affordable_plan(tables: LogTables, *, keeps_messages: bool) -> Plan:
     plan = plan_of(tables)
-    plan.require_affordable(tables.batch_shape.numel(), tables.like.element_size())
+    plan.require_affordable(tables.batch_shape.numel(), tables.like.element_size(), keeps_messages)
     return plan
+
+
+def _messages(tables: LogTables, plan: Plan) -> list[Tensor]:
+    """The factors' tables, and the messages of all steps."""
+    messages = _rows(tables, plan)
+    for step in plan.steps:
+        messages.append(_sum_out(step, [messages[number] for number in step.inputs], tables))
+    return messages
 
 
 def _rows(tables: LogTables, plan: Plan) -> list[Tensor]:
@@ -157,11 +219,9 @@ def _rows(tables: LogTables, plan: Plan) -> list[Tensor]:
     ]
 
 
-def _clique(step: Step, messages: Sequence[Tensor], tables: LogTables) -> Tensor:
+def _clique(step: Step, inputs: Sequence[Tensor], tables: LogTables) -> Tensor:
     """The sum of the tables that have a variable, `(batch or 1, K, *rest)`."""
-    if not step.inputs:
-        return tables.like.new_zeros(1, tables.num_states[step.variable])
-    return _joint([messages[number] for number in step.inputs], step)
+    return _joint(inputs, step) if inputs else tables.like.new_zeros(1, tables.num_states[step.variable])
 
 
 def _joint(inputs: Sequence[Tensor], step: Step) -> Tensor:
@@ -171,10 +231,9 @@ def _joint(inputs: Sequence[Tensor], step: Step) -> Tensor:
     return total
 
 
-def _sum_out(step: Step, messages: Sequence[Tensor], tables: LogTables) -> Tensor:
-    if not step.inputs:
+def _sum_out(step: Step, inputs: Sequence[Tensor], tables: LogTables) -> Tensor:
+    if not inputs:
         return tables.like.new_full((1,), float(tables.num_states[step.variable])).log()
-    inputs = [messages[number] for number in step.inputs]
     if not any(each.requires_grad or is_transformed(each) for each in inputs):
         return _log_sum_exp(step, inputs)  # the function below costs as much again
     message: Tensor = _LogSumExp.apply(step, *inputs)  # type: ignore[no-untyped-call]
@@ -189,7 +248,14 @@ def _log_sum_exp(step: Step, inputs: Sequence[Tensor]) -> Tensor:
     return (joint - top).exp_().sum(1).log_().add_(top.squeeze(1))
 
 
-def _total(messages: Sequence[Tensor], plan: Plan, tables: LogTables) -> Tensor:
+def _weights(step: Step, inputs: Sequence[Tensor], output: Tensor, gradient: Tensor) -> list[Tensor]:
+    """The gradient of a message handed on to its inputs, `(batch or 1, ...)` for each; zero where all is `-inf`."""
+    finite = output.masked_fill(output == -torch.inf, torch.inf)
+    weight = (_joint(inputs, step) - finite.unsqueeze(1)).exp() * gradient.unsqueeze(1)
+    return [weight.sum(absent) if absent else weight for absent in step.absent]
+
+
+def _total(messages: Sequence[Tensor] | Mapping[int, Tensor], plan: Plan, tables: LogTables) -> Tensor:
     total = tables.like.new_zeros(1)
     for number in plan.outputs:
         total = total + messages[number]
@@ -217,13 +283,11 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         output, *inputs = ctx.saved_tensors
-        finite = output.masked_fill(output == -torch.inf, torch.inf)
-        weight = (_joint(inputs, ctx.step) - finite.unsqueeze(1)).exp() * gradients[0].unsqueeze(1)
-        results: list[Tensor | None] = [None]
-        for each, absent in zip(inputs, ctx.step.absent, strict=True):
-            part = weight.sum(absent) if absent else weight
-            results.append(part.sum(0, keepdim=True) if len(each) == 1 and len(part) > 1 else part)
-        return tuple(results)
+        parts = _weights(ctx.step, inputs, output, gradients[0])
+        return None, *(
+            part.sum(0, keepdim=True) if len(each) == 1 and len(part) > 1 else part
+            for each, part in zip(inputs, parts, strict=True)
+        )
 
 
 # Looked up by torch at every call, and slow to find.

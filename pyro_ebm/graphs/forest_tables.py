@@ -13,11 +13,14 @@ from torch import Generator, Size, Tensor
 from pyro_ebm._core.concrete import is_transformed, to_numpy
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm.graphs import chain, chain_decoding, chain_sampling, tree, tree_decoding, tree_sampling
+from pyro_ebm.graphs.elimination import require_mass
 from pyro_ebm.graphs.forest import Forest
 from pyro_ebm.graphs.tables import LogTables
 
 # Below so many elements elimination is as fast.
 _FEWEST_ELEMENTS = 16
+# A step along a path costs about this part of one from level to level.
+_MOST_PARTS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class Layout:
 
     Attributes:
         forest: each element's parent.
-        path: the elements in the order of the path, `(N,)`; nothing if it is not one.
+        path: the elements in the order of the path, `(N,)`, or of several, end to end; nothing if it is not one.
         children: for each group of pairs, the element whose edge to its parent each factor is on, `(F,)`.
         flipped: for each group of pairs, whether its first variable is the child, `(F,)`.
     """
@@ -87,7 +90,7 @@ class ForestTables:
                 rows = pairs.index_select(-3, children)
                 groups.append(torch.where(flipped[:, None, None], rows.mT, rows))
             elif group.arity == 1:
-                groups.append(single.index_select(-2, group.scopes[:, 0]))
+                groups.append(single.index_select(-2, group.scopes[:, 0].to(single.device)))
             else:
                 groups.append(single.new_ones(*batch, len(group.scopes)))
         return list(single.unbind(-2)), groups
@@ -95,11 +98,16 @@ class ForestTables:
     def mode(self) -> Tensor:
         """As `elimination.mode`."""
         if self.layout.path is not None:
-            return self._in_place(chain_decoding.mode(self.unary, self.pairwise), -1)
-        return tree_decoding.mode(self.unary, self.pairwise, self.layout.forest)
+            best, scores = chain_decoding.top_paths(self.unary, self.pairwise, 1)
+            require_mass("mode", self.constant + scores)
+            return self._in_place(best.squeeze(0), -1)
+        states = tree_decoding.mode(self.unary, self.pairwise, self.layout.forest)
+        require_mass("mode", self.constant + tree.score(states, self.unary, self.pairwise, self.layout.forest))
+        return states
 
     def sample(self, sample_shape: Size, generator: Generator | None) -> Tensor:
         """As `elimination.sample`."""
+        require_mass("sample", self.constant)  # of the rest the kernels see to it
         if self.layout.path is not None:
             drawn = chain_sampling.sample(self.unary, self.pairwise, sample_shape, generator=generator)
             return self._in_place(drawn, -1)
@@ -122,16 +130,16 @@ def forest_tables(tables: LogTables) -> ForestTables | None:
     if any(group.arity > 2 or is_transformed(group.log_potentials) for group in tables.groups):
         return None
     pairs = [group for group in tables.groups if group.arity == 2]
-    layout = _layout(len(counts), tuple(to_numpy(group.scopes).tobytes() for group in pairs))
+    batch, states, like = tables.batch_shape, counts[0], tables.like
+    layout = _layout(len(counts), tuple(to_numpy(group.scopes).tobytes() for group in pairs), like.device)
     if layout is None:
         return None
-    batch, states, like = tables.batch_shape, counts[0], tables.like
     unary = like.new_zeros(*batch, len(counts), states)
     constant = like.new_zeros(batch)
     for group in tables.groups:
         rows = group.log_potentials.expand(*group.batch_shape, len(group.scopes), *group.sizes)
         if group.arity == 1:
-            unary = unary.index_add(-2, group.scopes[:, 0], rows.expand(*batch, *rows.shape[-2:]))
+            unary = unary.index_add(-2, group.scopes[:, 0].to(like.device), rows.expand(*batch, *rows.shape[-2:]))
         elif group.arity == 0:
             constant = constant + rows.sum(-1)
     pairwise = _pairwise(tables, layout)
@@ -158,8 +166,8 @@ def _pairwise(tables: LogTables, layout: Layout) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _layout(count: int, packed: Sequence[bytes]) -> Layout | None:
-    """Root every part of a forest at an end of it; nothing if there is a cycle."""
+def _layout(count: int, packed: Sequence[bytes], device: torch.device) -> Layout | None:
+    """Root every part of a forest at an end of it; nothing if there is a cycle. Tensors are on the device."""
     scopes = [np.frombuffer(data, dtype=np.int64).reshape(-1, 2) for data in packed]
     neighbours: list[set[int]] = [set() for _ in range(count)]
     for one, other in (pair for each in scopes for pair in each.tolist()):
@@ -183,10 +191,12 @@ def _layout(count: int, packed: Sequence[bytes]) -> Layout | None:
     up = np.array(parents)
     children = [np.where(up[each[:, 0]] == each[:, 1], each[:, 0], each[:, 1]) for each in scopes]
     flipped = [up[each[:, 0]] == each[:, 1] for each in scopes]
-    is_path = max(map(len, neighbours)) <= 2 and parents.count(-1) == 1
+    forest = Forest.from_parents(torch.tensor(parents, device=device))
+    # Parts that follow one another are one path, with nothing between them; levels serve many short ones better.
+    is_path = max(map(len, neighbours)) <= 2 and len(forest.levels) * _MOST_PARTS >= count
     return Layout(
-        Forest.from_parents(parents),
-        torch.tensor(visited) if is_path else None,
-        tuple(map(torch.from_numpy, children)),
-        tuple(map(torch.from_numpy, flipped)),
+        forest,
+        torch.tensor(visited, device=device) if is_path else None,
+        tuple(torch.from_numpy(each).to(device) for each in children),
+        tuple(torch.from_numpy(each).to(device) for each in flipped),
     )

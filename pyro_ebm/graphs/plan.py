@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +14,9 @@ from pyro_ebm._core.errors import TreewidthError
 from pyro_ebm.graphs.ordering import elimination_order
 from pyro_ebm.graphs.tables import LogTables
 
-# Entries of the largest table that an exact answer may make: a gigabyte in float64.
+# Entries of the largest table that an exact answer may make, a gigabyte in float64, and of all that it holds at a time.
 MAX_TABLE_ENTRIES = 2**27
+MAX_ENTRIES = 2**29
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,14 @@ class Plan:
     """An elimination, step by step.
 
     Attributes:
-        steps: in order.
+        steps: in order; none where the largest table is too large to be made.
         permutations: for each factor, the permutation of its dims into the order of elimination, batch dim included;
             nothing where they are in it.
         outputs: numbers of the messages over nothing, which add up to log Z.
         width: the treewidth of this order: variables in the largest clique, less one.
         largest: entries of the largest table, for one element of the batch.
-        total: entries of all messages.
+        peak: entries of the tables that are needed at one time, where each message goes once it has been used.
+        total: entries of all tables that are needed at one time, where all messages stay.
     """
 
     steps: tuple[Step, ...]
@@ -57,22 +60,29 @@ class Plan:
     outputs: tuple[int, ...]
     width: int
     largest: int
+    peak: int
     total: int
 
-    def require_affordable(self, batch: int, element_size: int) -> None:
+    def require_affordable(self, batch: int, element_size: int, keeps_messages: bool) -> None:
         """Check the size of tables before any is made.
 
+        Args:
+            batch: elements of the batch.
+            element_size: bytes of an entry.
+            keeps_messages: whether all messages stay until the answer is there.
+
         Raises:
-            TreewidthError: if the largest has more than `MAX_TABLE_ENTRIES` entries.
+            TreewidthError: if the largest has more than `MAX_TABLE_ENTRIES` entries, or all more than `MAX_ENTRIES`.
         """
-        entries = self.largest * batch
-        if entries > MAX_TABLE_ENTRIES:
-            gigabytes = (entries + self.total * batch) * element_size / 2**30
+        largest = self.largest * batch
+        held = (self.total if keeps_messages else self.peak) * batch
+        if largest > MAX_TABLE_ENTRIES or held > MAX_ENTRIES:
             raise TreewidthError(
-                f"FactorGraph: the exact answer needs a table of {entries:.3g} entries (width {self.width}, about "
-                f"{gigabytes:.3g} GiB in all), expected at most {MAX_TABLE_ENTRIES:.3g}. Condition on some variables "
-                "(g.condition), approximate (belief_propagation, tree_reweighted, mean_field), or sample (MCMC with "
-                "Gibbs or GibbsWithGradients)."
+                f"FactorGraph: the exact answer needs a table of {largest:.3g} entries (width {self.width}) and about "
+                f"{held * element_size / 2**30:.3g} GiB for all of them, expected at most {MAX_TABLE_ENTRIES:.3g} "
+                f"entries and {MAX_ENTRIES * element_size / 2**30:.3g} GiB. Condition on some variables (g.condition), "
+                "approximate (belief_propagation, tree_reweighted, mean_field), or sample (MCMC with Gibbs or "
+                "GibbsWithGradients)."
             )
 
 
@@ -87,7 +97,7 @@ def _plan(num_states: tuple[int, ...], packed: tuple[tuple[tuple[int, int], byte
     scopes: list[list[int]] = []
     for shape, data in packed:
         scopes += np.frombuffer(data, dtype=np.int64).reshape(shape).tolist()
-    return make_plan(num_states, scopes, elimination_order(num_states, scopes))
+    return make_plan(num_states, scopes, elimination_order(num_states, scopes, MAX_TABLE_ENTRIES))
 
 
 def make_plan(num_states: Sequence[int], scopes: Sequence[Sequence[int]], order: Sequence[int]) -> Plan:
@@ -114,23 +124,34 @@ def make_plan(num_states: Sequence[int], scopes: Sequence[Sequence[int]], order:
         permutations.append(None if in_order else (0, *(k + 1 for k in positions)))
         put(tuple(scope[k] for k in positions))
 
-    steps, width, largest, total = [], 0, 1, 0
+    steps, width, largest = [], 0, 1
+    kept, live, peak, total = 0, 0, 0, 0
+    sizes: list[int] = [0] * len(tables)  # entries of each message; factors' tables are there in any case
     for variable in order:
         inputs = waiting[variable]
         inputs.sort(key=lambda number: len(tables[number]))
         rest = tuple(sorted({each for n in inputs for each in tables[n][1:]}, key=rank.__getitem__))
-        views, absent, members = [], [], []
-        for number in inputs:
-            has = set(tables[number])
-            views.append((slice(None), slice(None), *(slice(None) if each in has else None for each in rest)))
-            absent.append(tuple(k + 2 for k, each in enumerate(rest) if each not in has))
-            members.append(tuple(k for k, each in enumerate(rest) if each in has))
-        steps.append(Step(variable, tuple(inputs), tuple(views), tuple(absent), rest, tuple(members)))
-        entries = 1
-        for each in rest:
-            entries *= num_states[each]
-        total += entries
-        largest = max(largest, entries * num_states[variable])
+        entries = math.prod([num_states[each] for each in rest])
+        clique = entries * num_states[variable]
+        kept += entries
+        live += entries
+        peak, total = max(peak, live + clique), max(total, kept + clique)
+        live -= sum([sizes[number] for number in inputs])
+        sizes.append(entries)
+        largest = max(largest, clique)
         width = max(width, len(rest))
         put(rest)
-    return Plan(tuple(steps), tuple(permutations), tuple(outputs), width, largest, total)
+        if largest <= MAX_TABLE_ENTRIES:
+            steps.append(_step(variable, inputs, rest, tables))
+    affordable = tuple(steps) if len(steps) == len(order) else ()
+    return Plan(affordable, tuple(permutations), tuple(outputs), width, largest, peak, total)
+
+
+def _step(variable: int, inputs: Sequence[int], rest: tuple[int, ...], tables: Sequence[tuple[int, ...]]) -> Step:
+    views, absent, members = [], [], []
+    for number in inputs:
+        has = set(tables[number])
+        views.append((slice(None), slice(None), *(slice(None) if each in has else None for each in rest)))
+        absent.append(tuple(k + 2 for k, each in enumerate(rest) if each not in has))
+        members.append(tuple(k for k, each in enumerate(rest) if each in has))
+    return Step(variable, tuple(inputs), tuple(views), tuple(absent), rest, tuple(members))
