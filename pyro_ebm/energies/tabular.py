@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_ebm._core.concrete import is_transformed
 from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm._core.supports import state_range
@@ -69,13 +70,24 @@ class TableEnergy(Energy):
         self._hold(table=table)
 
     def forward(self, *values: Tensor) -> Tensor:
-        """Look up values, each `(*sample, *batch)`, to `(*sample, *batch)`."""
+        """Look up values, each `(*sample, *batch)`, to `(*sample, *batch)`.
+
+        Raises:
+            ValueError: if a value is not one of its variable's, where torch.distributions checks values.
+        """
         sizes = self.table.shape[self.table.dim() - self.num_variables :]
         lead = broadcast([self.batch_shape, *(value.shape for value in values)], "TableEnergy")
         flat: Tensor | None = None
-        for value, low, step, size in zip(values, self._lows, self._steps, sizes, strict=True):
+        for number, (value, low, step, size) in enumerate(zip(values, self._lows, self._steps, sizes, strict=True)):
             state = (value if low == 0 else value - low).long()
             state = state if step == 1 else torch.div(state, step, rounding_mode="floor")
+            if validation_enabled() and not is_transformed(value):
+                bad = (state < 0) | (state >= size) | (low + step * state != value)
+                if bool(bad.any()):
+                    raise ValueError(
+                        f"TableEnergy: got the value {value[bad][0].item()} for variable {number}, expected one of its "
+                        f"{size} from {low} to {low + step * (size - 1)}{' in steps of 2' if step == 2 else ''}."
+                    )
             flat = state if flat is None else flat * size + state
         index = cast(Tensor, flat).expand(lead).unsqueeze(-1)
         entries = self.table.reshape(*self.batch_shape, -1).expand(*lead, -1)

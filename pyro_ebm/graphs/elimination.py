@@ -1,8 +1,8 @@
 """Exact answers by bucket elimination: log Z, marginals, the mode, samples, entropy.
 
 Variables leave one by one: the tables that have one are added up over their clique, and it is summed (or maximised)
-out, `m(rest) = log Σ_v exp Σ_t t(v, rest)`. Marginals are the gradient of log Z, taken by hand: under transforms and without autograd it is
-the same. Samples are drawn on the way back.
+out, `m(rest) = log Σ_v exp Σ_t t(v, rest)`. Marginals are the gradient of log Z, passed back step by step and not by
+autograd, so that transforms and inference mode have them too; samples are drawn on the way back.
 
 References:
     Dechter 1999, Bucket elimination: a unifying framework for reasoning.

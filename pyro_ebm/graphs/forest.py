@@ -36,6 +36,11 @@ class Forest:
     levels: tuple[Level, ...]
     children: Tensor
 
+    def to(self, device: torch.device) -> Forest:
+        """The same on a device."""
+        levels = tuple(Level(level.nodes.to(device), level.parents.to(device)) for level in self.levels)
+        return Forest(self.parents.to(device), levels, self.children.to(device))
+
     @classmethod
     def from_parents(cls, parents: Tensor | Sequence[int]) -> Forest:
         """The forest of an array of parents, in any order.

@@ -191,11 +191,11 @@ def _layout(count: int, packed: Sequence[bytes], device: torch.device) -> Layout
     up = np.array(parents)
     children = [np.where(up[each[:, 0]] == each[:, 1], each[:, 0], each[:, 1]) for each in scopes]
     flipped = [up[each[:, 0]] == each[:, 1] for each in scopes]
-    forest = Forest.from_parents(torch.tensor(parents, device=device))
+    forest = Forest.from_parents(parents)
     # Parts that follow one another are one path, with nothing between them; levels serve many short ones better.
     is_path = max(map(len, neighbours)) <= 2 and len(forest.levels) * _MOST_PARTS >= count
     return Layout(
-        forest,
+        forest.to(device),
         torch.tensor(visited, device=device) if is_path else None,
         tuple(torch.from_numpy(each).to(device) for each in children),
         tuple(torch.from_numpy(each).to(device) for each in flipped),

@@ -282,7 +282,7 @@ class FactorGraph(Energy):
                 part._add_variable(variable)
             elif bool(mask.any()):
                 part._add_variable(reduced_variable(variable, torch.nonzero(mask).squeeze(-1)))
-        for factor in factors_within(self._groups, kept):
+        for factor in factors_within(self._groups, self.variables, kept):
             part._add_factor(factor)
         return part
 
@@ -294,6 +294,9 @@ class FactorGraph(Energy):
 
         Returns:
             By variable, booleans `(*shape)`; those asked about are not in it.
+
+        Raises:
+            GraphError: if the variable is not of this graph.
         """
         return markov_blanket(self.variables, self._groups, elements)
 
@@ -319,12 +322,15 @@ class FactorGraph(Energy):
         """One variable on the nodes of a networkx graph, in their order, coupled along its edges, in theirs.
 
         Args:
-            graph: the graph.
+            graph: the graph, undirected and without loops; parallel edges of a multigraph are a factor each.
             edge_energy: over the two ends of an edge, with batch shape `(*batch, edges)` or one that broadcasts.
             node_energy: over a node, with batch shape `(*batch, nodes)` or one that broadcasts.
             name: of the variable.
             num_states: as in `variable`.
             support: as in `variable`.
+
+        Raises:
+            GraphError: if the graph is directed, or a node has an edge to itself.
         """
         made = cls()
         x = made.variable(name, num_states=num_states, support=support, shape=(graph.number_of_nodes(),))

@@ -9,6 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs.factor import Factor
 from pyro_ebm.graphs.variable import Variable
 
@@ -31,9 +32,24 @@ def to_networkx(variables: Mapping[str, Variable], factors: Iterable[Factor]) ->
 
 
 def edge_index(graph: nx.Graph) -> Tensor:
-    """The edges of a networkx graph by the numbers of their ends, `(edges, 2)`; loops are left out."""
+    """The edges of a networkx graph by the numbers of their ends, `(edges, 2)`; parallel ones of a multigraph are many.
+
+    Raises:
+        GraphError: if edges have a direction, or one leads from a node to itself.
+    """
+    if graph.is_directed():
+        raise GraphError(
+            f"got a directed {type(graph).__name__}, expected an undirected graph: an edge couples both ways, and two "
+            "that are opposite would couple twice. Use graph.to_undirected()."
+        )
     numbers = {node: number for number, node in enumerate(graph.nodes)}
-    edges = [(numbers[one], numbers[other]) for one, other in graph.edges if one != other]
+    edges = [(numbers[one], numbers[other]) for one, other in graph.edges()]
+    loop = next((one for one, other in graph.edges() if one == other), None)
+    if loop is not None:
+        raise GraphError(
+            f"got an edge from the node {loop!r} to itself, expected distinct ends. Leave it out: "
+            "graph.remove_edges_from(list(networkx.selfloop_edges(graph)))."
+        )
     return torch.tensor(edges, dtype=torch.long).reshape(-1, 2)
 
 

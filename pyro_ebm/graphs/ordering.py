@@ -68,9 +68,7 @@ def _entries(one: int, others: set[int], weights: Sequence[float]) -> float:
     return 2.0**bits if bits < 1000 else math.inf
 
 
-def _min_fill(
-    neighbours: Neighbours, weights: Sequence[float], least: float, most_entries: float
-) -> list[int] | None:
+def _min_fill(neighbours: Neighbours, weights: Sequence[float], least: float, most_entries: float) -> list[int] | None:
     """Eliminate what adds the fewest edges, and among these what has the smallest table.
 
     Nothing where that costs as much as the best of other orders, or needs a table that is too large.

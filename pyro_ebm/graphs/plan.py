@@ -12,10 +12,9 @@ import numpy as np
 from pyro_ebm._core.concrete import to_numpy
 from pyro_ebm._core.errors import TreewidthError
 from pyro_ebm.graphs.ordering import elimination_order
-from pyro_ebm.graphs.tables import LogTables
+from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES, LogTables
 
-# Entries of the largest table that an exact answer may make, a gigabyte in float64, and of all that it holds at a time.
-MAX_TABLE_ENTRIES = 2**27
+# Entries of all tables that an exact answer may hold at a time: four gigabytes in float64.
 MAX_ENTRIES = 2**29
 
 

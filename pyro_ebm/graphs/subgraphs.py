@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import cast
+from collections.abc import Iterable, Mapping, Set
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs.conditioning import restricted
 from pyro_ebm.graphs.factor import Factor
+from pyro_ebm.graphs.localize import localized
 from pyro_ebm.graphs.variable import Elements, Variable
 
 
@@ -36,44 +36,62 @@ def kept_elements(
     return kept
 
 
-def factors_within(factors: Iterable[Factor], kept: Mapping[str, Tensor]) -> list[Factor]:
-    """The factors whose elements are all kept, wired to the elements that are left."""
+def factors_within(
+    factors: Iterable[Factor], variables: Mapping[str, Variable], kept: Mapping[str, Tensor]
+) -> list[Factor]:
+    """The factors whose elements are all kept, wired to the elements that are left.
+
+    Where a form over whole variables loses some of their elements, its terms over the others stay.
+    """
     places = {name: mask.cumsum(0) - 1 for name, mask in kept.items()}
+    complete = {name for name, mask in kept.items() if bool(mask.all())}
     result = []
     for factor in factors:
-        inside = torch.ones(factor.num_factors, dtype=torch.bool)
-        for argument in factor.arguments:
-            if argument.whole:
-                inside &= bool(kept[argument.names[0]].all())
-            for name, column in zip(argument.names, argument.columns, strict=False):
-                inside &= kept[name][factor.index[:, column]]
-        if bool(inside.any()):
-            rows = torch.nonzero(inside).squeeze(-1)
-            result.append(restricted(factor, rows, [False] * factor.index.shape[1], {}, places))
+        whole = {argument.names[0] for argument in factor.arguments if argument.whole}
+        for part in [factor] if whole <= complete else localized(factor, variables):
+            rows = _rows_within(part, kept, complete)
+            if len(rows):
+                result.append(restricted(part, rows, [False] * part.index.shape[1], {}, places))
     return result
+
+
+def _rows_within(factor: Factor, kept: Mapping[str, Tensor], complete: Set[str]) -> Tensor:
+    """Which of a group's factors have elements that are all kept, `(R,)`."""
+    inside = torch.ones(factor.num_factors, dtype=torch.bool)
+    for argument in factor.arguments:
+        if argument.whole:
+            inside &= argument.names[0] in complete
+        for name, column in zip(argument.names, argument.columns, strict=False):
+            inside &= kept[name][factor.index[:, column].cpu()]
+    return torch.nonzero(inside).squeeze(-1)
 
 
 def markov_blanket(
     variables: Mapping[str, Variable], factors: Iterable[Factor], elements: Variable | Elements
 ) -> dict[str, Tensor]:
     """See `FactorGraph.markov_blanket`."""
-    whole = isinstance(elements, Variable)
-    variable = cast(Variable, elements) if whole else cast(Elements, elements).variable
+    variable = elements.variable if isinstance(elements, Elements) else elements
+    if variables.get(variable.name) is not variable:
+        raise GraphError(
+            f"FactorGraph.markov_blanket: got {variable!r}, expected a variable of this graph (it has "
+            f"{list(variables)}). Use g[{variable.name!r}] of the graph g that is asked."
+        )
     asked = torch.zeros(variable.numel, dtype=torch.bool)
-    asked[... if whole else cast(Elements, elements).index.flatten()] = True
+    asked[elements.index.flatten() if isinstance(elements, Elements) else ...] = True
     found = {name: torch.zeros(each.numel, dtype=torch.bool) for name, each in variables.items()}
-    for factor in factors:
+    for factor in (part for each in factors for part in localized(each, variables)):
+        index = factor.index.cpu()
         touched = torch.zeros(factor.num_factors, dtype=torch.bool)
         for argument in factor.arguments:
             for name, column in zip(argument.names, argument.columns, strict=False):
                 if name == variable.name:
-                    touched |= asked[factor.index[:, column]]
+                    touched |= asked[index[:, column]]
             if argument.whole and argument.names[0] == variable.name:
                 touched[:] = True
         for argument in factor.arguments:
             if argument.whole and bool(touched.any()):
                 found[argument.names[0]][:] = True
             for name, column in zip(argument.names, argument.columns, strict=False):
-                found[name][factor.index[touched, column]] = True
+                found[name][index[touched, column]] = True
     found[variable.name] &= ~asked
     return {name: mask.reshape(variables[name].shape) for name, mask in found.items()}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 
 import torch
 from torch import Size, Tensor
@@ -19,6 +20,9 @@ from pyro_ebm.energies import Energy, TableEnergy
 from pyro_ebm.graphs.factor import Argument, Factor
 from pyro_ebm.graphs.localize import localized
 from pyro_ebm.graphs.variable import Variable
+
+# Entries of the largest table that is made: a gigabyte in float64.
+MAX_TABLE_ENTRIES = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +100,8 @@ def log_tables(variables: Mapping[str, Variable], factors: Iterable[Factor]) -> 
             )
         offsets[name] = len(num_states)
         num_states += [variable.num_states] * variable.numel
-    groups = [_table_group(each, variables, offsets) for factor in factors for each in localized(factor, variables)]
+    parts = [each for factor in factors for each in localized(factor, variables)]
+    groups = [_table_group(each, variables, offsets) for each in parts if each.num_factors]
     batch_shape = broadcast([group.batch_shape for group in groups], "FactorGraph")
     dtypes = [group.log_potentials.dtype for group in groups]
     widest = reduce(torch.promote_types, dtypes, torch.float32 if dtypes else torch.get_default_dtype())
@@ -135,12 +140,20 @@ def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor
         each, shape = _states_of(argument, energy, variables, dtype)
         states.append(each)
         sizes.append(shape)
+    entries = math.prod(len(each) for each in states) * energy.batch_shape.numel()
+    if entries > MAX_TABLE_ENTRIES:
+        raise TreewidthError(
+            f"FactorGraph: a factor {type(energy).__name__} over {list(factor.names)} needs a table of {entries:.3g} "
+            f"entries, expected at most {MAX_TABLE_ENTRIES:.3g}. Condition on some variables (g.condition), wire it to "
+            "elements (x[...]) if it is a sum over them, or sample the graph."
+        )
+    device = next((tensor.device for tensor in chain(energy.parameters(), energy.buffers())), None)
     dims = len(sizes)
     batch = len(energy.batch_shape)
     values = []
     for number, (each, event) in enumerate(zip(states, energy.event_shapes, strict=True)):
         lead = [1] * number + [len(each)] + [1] * (dims - number - 1) + [1] * batch
-        values.append(each.reshape(*lead, *event))
+        values.append(each.to(device).reshape(*lead, *event))
     table: Tensor = -energy(*values)
     if not table.is_floating_point():
         table = table.to(torch.get_default_dtype())

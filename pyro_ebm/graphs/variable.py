@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
@@ -21,8 +22,8 @@ class Variable:
     """A named array of variables of a `FactorGraph`; indexing it wires factors to its elements.
 
     Elements are numbered in row-major order. `x[edges]` with an index tensor `(F, r)` of such numbers makes F scopes of
-    r elements each, `x[numbers]` with `(F,)` makes F scopes of one; anything else is NumPy's indexing: `x[:, :-1]` is
-    one element for each scope, in row-major order.
+    r elements each, `x[numbers]` with `(F,)` makes F scopes of one, and so do NumPy arrays and lists of integers;
+    anything else is NumPy's indexing: `x[:, :-1]` is one element for each scope, in row-major order.
 
     Attributes:
         name: the name.
@@ -81,7 +82,10 @@ class Variable:
     def _range(self) -> tuple[int, int, int]:
         found = state_range(self.support)
         if found is None:
-            raise GraphError(f'variable "{self.name}": it is continuous, expected a discrete one.')
+            raise GraphError(
+                f'variable "{self.name}": got {self.support}, which has no finite number of states, expected a finite '
+                "support: num_states=..., spin, constraints.boolean or an integer interval."
+            )
         return found
 
     def same_as(self, other: Variable) -> bool:
@@ -95,6 +99,8 @@ class Variable:
                 f'variable "{self.name}": got an index, expected the variable as a whole: elements of '
                 f"{self.support} depend on one another."
             )
+        if isinstance(index, (list, np.ndarray)):
+            index = self._tensor(index)
         if isinstance(index, Tensor) and index.dtype != torch.bool:
             return Elements(self, self._scopes(index))
         numbers = torch.arange(self.numel).reshape(self.shape)
@@ -105,6 +111,15 @@ class Variable:
                 f'variable "{self.name}" of shape {tuple(self.shape)}: got the index {index!r}: {error}.'
             ) from None
         return Elements(self, concrete(chosen.reshape(-1, 1)))
+
+    def _tensor(self, index: list[Any] | np.ndarray) -> Tensor:
+        try:
+            return torch.as_tensor(np.asarray(index))
+        except (TypeError, ValueError) as error:
+            raise GraphError(
+                f'variable "{self.name}": got the index {index!r}, expected integers or booleans in rows of one length:'
+                f" {error}."
+            ) from None
 
     def _scopes(self, index: Tensor) -> Tensor:
         if index.is_floating_point() or index.dim() not in (1, 2) or 0 in index.shape:

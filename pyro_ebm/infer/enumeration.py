@@ -16,8 +16,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 
 from pyro_ebm._core.errors import BatchingError, GraphError, TreewidthError
-from pyro_ebm.graphs.plan import MAX_TABLE_ENTRIES
 from pyro_ebm.graphs.plated import PlatedFactor, PlatedGraph, PlatedVariable, joint_states
+from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES
 from pyro_ebm.infer.messengers import LogJoint
 from pyro_ebm.infer.structure import is_subsample
 
