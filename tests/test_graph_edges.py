@@ -24,7 +24,9 @@ from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs import Variable, elimination
 from pyro_ebm.graphs.forest_tables import forest_tables
 from pyro_ebm.graphs.networks import edge_index
-from pyro_ebm.graphs.plan import plan_of
+from pyro_ebm.graphs.ordering import elimination_order
+from pyro_ebm.graphs.plan import make_plan, plan_of
+from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES
 from pyro_ebm.models import Ising
 
 
@@ -60,6 +62,13 @@ def test_refusing_a_wide_graph_takes_seconds():
     g = Ising((60, 60), torch.tensor(0.1))
     with pytest.raises(TreewidthError, match="width 60"):
         g.log_partition()
+
+
+def test_sizes_that_no_float_holds_have_a_message():
+    everything = [tuple(range(1100))]
+    order = elimination_order([2] * 1100, everything, MAX_TABLE_ENTRIES)
+    with pytest.raises(TreewidthError, match=r"table of 2\*\*1100 entries \(width 1099\) and about 2\*\*1072 GiB"):
+        make_plan([2] * 1100, everything, order).require_affordable(1, 4, keeps_messages=False)
 
 
 def test_a_factor_over_too_many_states_is_refused_before_it_is_evaluated():

@@ -201,11 +201,19 @@ class FactorGraph(Energy):
         return self._exact().marginals()
 
     def mode(self) -> dict[str, Tensor]:
-        """A most probable joint state, by variable `(*batch, *shape)`; errors as for `log_partition`."""
+        """A most probable joint state, by variable `(*batch, *shape)`; errors as for `log_partition`.
+
+        Raises:
+            ValueError: if no state is possible, for some element of the batch.
+        """
         return self._exact().mode()
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: Generator | None = None) -> dict[str, Tensor]:
-        """Exact draws, by variable `(*sample, *batch, *shape)`; errors as for `log_partition`."""
+        """Exact draws, by variable `(*sample, *batch, *shape)`; errors as for `log_partition`.
+
+        Raises:
+            ValueError: if no state is possible, for some element of the batch.
+        """
         return self._exact().sample(Size(sample_shape), generator)
 
     def entropy(self) -> Tensor:

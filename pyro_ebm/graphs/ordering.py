@@ -73,6 +73,9 @@ def _min_fill(neighbours: Neighbours, weights: Sequence[float], least: float, mo
 
     Nothing where that costs as much as the best of other orders, or needs a table that is too large.
     """
+    # Whatever goes first makes a table over its neighbours; of a dense graph priorities alone would take minutes.
+    if min((_entries(one, others, weights) for one, others in enumerate(neighbours)), default=0) > most_entries:
+        return None
     left = [set(others) for others in neighbours]
 
     def priority(one: int) -> tuple[int, float]:

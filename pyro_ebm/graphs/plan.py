@@ -77,12 +77,17 @@ class Plan:
         held = (self.total if keeps_messages else self.peak) * batch
         if largest > MAX_TABLE_ENTRIES or held > MAX_ENTRIES:
             raise TreewidthError(
-                f"FactorGraph: the exact answer needs a table of {largest:.3g} entries (width {self.width}) and about "
-                f"{held * element_size / 2**30:.3g} GiB for all of them, expected at most {MAX_TABLE_ENTRIES:.3g} "
-                f"entries and {MAX_ENTRIES * element_size / 2**30:.3g} GiB. Condition on some variables (g.condition), "
-                "approximate (belief_propagation, tree_reweighted, mean_field), or sample (MCMC with Gibbs or "
-                "GibbsWithGradients)."
+                f"FactorGraph: the exact answer needs a table of {_about(largest)} entries (width {self.width}) and "
+                f"about {_about(held * element_size, 2**30)} GiB for all of them, expected at most "
+                f"{MAX_TABLE_ENTRIES:.3g} entries and {_about(MAX_ENTRIES * element_size, 2**30)} GiB. Condition on "
+                "some variables (g.condition), approximate (belief_propagation, tree_reweighted, mean_field), or "
+                "sample (MCMC with Gibbs or GibbsWithGradients)."
             )
+
+
+def _about(count: int, unit: int = 1) -> str:
+    """A number of units in few digits; one that is too large for a float, as a power of two."""
+    return f"{count / unit:.3g}" if count.bit_length() < 1000 else f"2**{(count // unit).bit_length() - 1}"
 
 
 def plan_of(tables: LogTables) -> Plan:
