@@ -28,7 +28,7 @@ def ising_by_pyro_ebm(chains: int, steps: int) -> Seconds:
     for dim in (0, 1):
         pairs = torch.stack([numbers.flatten(), numbers.roll(-1, dim).flatten()], -1)
         graph.factor(IsingEnergy(torch.tensor(COUPLING)), x[pairs])
-    mcmc = MCMC(Gibbs(graph), KEPT, 0, num_chains=chains, thinning=steps // KEPT, disable_progbar=True)
+    mcmc = MCMC(Gibbs(graph), KEPT, 0, num_chains=chains, thinning=steps // KEPT, compile=True, disable_progbar=True)
     phases = Phases()
     mcmc.run()
     return phases.sampling
@@ -80,7 +80,7 @@ def rbm_by_pyro_ebm(chains: int, steps: int) -> Seconds:
 
     model = energy(_free_energy(), event_shape=(VISIBLE,), support=constraints.boolean)
     kernel = GibbsWithGradients(model)
-    mcmc = MCMC(kernel, KEPT, 0, num_chains=chains, thinning=steps // KEPT, disable_progbar=True)
+    mcmc = MCMC(kernel, KEPT, 0, num_chains=chains, thinning=steps // KEPT, compile=True, disable_progbar=True)
     phases = Phases()
     mcmc.run()
     return phases.sampling
