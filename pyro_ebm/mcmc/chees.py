@@ -71,6 +71,8 @@ class State(NamedTuple):
         position: the present draw, `(chains, dim)`, with its `log_density` `(chains,)` and `gradient` `(chains, dim)`.
         initial_energy: H at the start of the trajectory, `(chains,)`.
         moving_position: the end of the trajectory, `(chains, dim)`, with its momentum and gradient.
+        broken: which chains have diverged in this trajectory, `(chains,)`.
+        non_finite: which of them because they met a density or gradient that is not finite, `(chains,)`.
         step_size: of this trajectory, `(chains,)`.
         length: of this trajectory, `()`.
         remaining: leapfrog steps still to do, `()`.
@@ -85,6 +87,8 @@ class State(NamedTuple):
     moving_position: Tensor
     moving_momentum: Tensor
     moving_gradient: Tensor
+    broken: Tensor
+    non_finite: Tensor
     step_size: Tensor
     length: Tensor
     remaining: Tensor
@@ -136,6 +140,7 @@ def _length(trajectory: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]
 def init(log_density: LogDensity, position: Tensor, parameters: Parameters, randomness: Randomness) -> State:
     """Start a trajectory of every chain at `position`, `(chains, dim)`."""
     value, gradient = log_density(position)
+    none = torch.zeros_like(value, dtype=torch.bool)
     trajectory = torch.ones((), dtype=torch.long, device=position.device)
     length, remaining = _length(trajectory, parameters)
     return State(
@@ -146,6 +151,8 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         moving_position=position,
         moving_momentum=randomness.momentum,
         moving_gradient=gradient,
+        broken=none,
+        non_finite=none,
         step_size=parameters.step_size.expand(value.shape),
         length=length,
         remaining=remaining,
@@ -157,34 +164,35 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One leapfrog of every chain; at the end of the trajectory each accepts or rejects, and all start the next.
 
-    All but the leapfrog is of use at the end alone: `ended` is one boolean, so that a program can skip it until then.
+    All but the leapfrog and its energy is of use at the end alone: `ended` is one boolean, so that a program can skip it.
     """
     position, momentum, value, gradient = leapfrog(
         log_density, state.moving_position, state.moving_momentum, state.moving_gradient, column(state.step_size)
     )
     energy = hamiltonian(value, momentum)
     error = energy_error(energy, state.initial_energy, gradient)
-    diverging = error > MAX_ENERGY_ERROR
+    non_finite = state.non_finite | (torch.isinf(error) & ~state.broken)
+    broken = state.broken | (error > MAX_ENERGY_ERROR)
     remaining, n_steps = state.remaining - 1, state.n_steps + 1
     ended = remaining == 0
     done = ended.expand(error.shape)
-    accepted = ~diverging & (randomness.uniform.log() < -error)
+    accepted = ~broken & (randomness.uniform.log() < -error)
     draw = choose(done, choose(accepted, position, state.position), state.position)
     draw_gradient = choose(done, choose(accepted, gradient, state.gradient), state.gradient)
     lp = choose(done, choose(accepted, value, state.log_density), state.log_density)
     draw_energy = choose(accepted, energy, state.initial_energy)
-    gain, growth = _spreading(state.position, position, momentum, diverging)
+    gain, growth = _spreading(state.position, position, momentum, broken)
     info = Info(
         done=done,
         lp=lp,
         energy=draw_energy,
         energy_error=draw_energy - state.initial_energy,
-        acceptance_rate=(-error).clamp(max=0).exp(),
+        acceptance_rate=torch.where(broken, 0, (-error).clamp(max=0).exp()),
         step_size=state.step_size,
         n_steps=n_steps.expand(error.shape),
         trajectory_length=state.length.expand(error.shape),
-        diverging=diverging,
-        non_finite=torch.isinf(error),
+        diverging=broken,
+        non_finite=non_finite,
         criterion=0.25 * gain.square(),
         criterion_gradient=state.length * gain * growth,
     )
@@ -198,6 +206,8 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         moving_position=choose(done, draw, position),
         moving_momentum=choose(done, randomness.momentum, momentum),
         moving_gradient=choose(done, draw_gradient, gradient),
+        broken=broken & ~ended,
+        non_finite=non_finite & ~ended,
         step_size=torch.where(ended, parameters.step_size, state.step_size),
         length=torch.where(ended, length, state.length),
         remaining=torch.where(ended, steps, remaining),
@@ -206,20 +216,20 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     ), info
 
 
-def _spreading(start: Tensor, end: Tensor, momentum: Tensor, diverging: Tensor) -> tuple[Tensor, Tensor]:
+def _spreading(start: Tensor, end: Tensor, momentum: Tensor, broken: Tensor) -> tuple[Tensor, Tensor]:
     """`|x' - m'|² - |x - m|²` of each chain, and half of its growth `(x' - m')ᵀ p'`; m and m' are means over chains.
 
     Both count less for chains that start far from the others: one that is lost would outweigh them all.
     """
-    lost = diverging.unsqueeze(-1)
-    count = (~diverging).sum().clamp(min=1)
+    lost = broken.unsqueeze(-1)
+    count = (~broken).sum().clamp(min=1)
     start, end, momentum = (torch.where(lost, 0, x) for x in (start, end, momentum))
     start = start - start.sum(0) / count
     end = end - end.sum(0) / count
     distance = start.square().sum(-1)
     weight = 1 / (1 + distance / (_NEAR * start.shape[-1]))
     gain = end.square().sum(-1) - distance
-    return torch.where(diverging, 0, weight * gain), weight * (end * momentum).sum(-1)
+    return torch.where(broken, 0, weight * gain), weight * (end * momentum).sum(-1)
 
 
 class LengthAdaptation(NamedTuple):
