@@ -99,12 +99,11 @@ class RunFolder:
 
         Raises:
             ValueError: if another run is here.
-            OSError: as for `claim`; a `BlockingIOError`, as for `lock`.
+            OSError: as for `claim`.
         """
         if run_id is None:
             self.claim(num_bytes)
             return
-        self.lock()
         if self._state.exists():
             here = self.load()["run_id"]
             if here != run_id:
