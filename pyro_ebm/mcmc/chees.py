@@ -164,7 +164,7 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One leapfrog of every chain; at the end of the trajectory each accepts or rejects, and all start the next.
 
-    All but the leapfrog and its energy is of use at the end alone: `ended` is one boolean, so that a program can skip it.
+    All but the leapfrog and its energy is of use at the end alone: `ended` is one boolean, and a program can skip it.
     """
     position, momentum, value, gradient = leapfrog(
         log_density, state.moving_position, state.moving_momentum, state.moving_gradient, column(state.step_size)
