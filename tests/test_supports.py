@@ -177,5 +177,5 @@ def test_enumeration_follows_the_dtype() -> None:
 
 
 def test_infinite_supports_do_not_enumerate() -> None:
-    with pytest.raises(EnergySupportError, match="expected boolean or an integer interval with scalar bounds"):
+    with pytest.raises(EnergySupportError, match="expected boolean, spin or an integer interval with scalar bounds"):
         enumerate_states(constraints.real, Size([2]), torch.float32, torch.device("cpu"))
