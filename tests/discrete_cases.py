@@ -126,6 +126,6 @@ def begin(mcmc: MCMC, blocks: int) -> None:
     """Start a run, and leave it after so many blocks of ticks."""
     target = mcmc._build((), {})
     position = target.initial_points(mcmc.kernel.init_strategy, mcmc.num_chains)
-    mcmc._run, mcmc._target = mcmc._make_run(target, position), target
+    mcmc._run, mcmc._target = mcmc._make_run(target, position, "no"), target
     for _ in range(blocks):
         mcmc._run.advance()

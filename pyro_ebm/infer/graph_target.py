@@ -101,6 +101,7 @@ class GraphTarget:
         columns = zip(*(found for found, count in ranges if found for _ in range(count)), strict=True)
         self.low, self.spacing, self.num_states = (self.like.new_tensor(column) for column in columns)
         self.num_discrete = len(self.low)
+        self.like = torch.cat([self.low, self.like[self.num_discrete :]])  # where the graph has a density
 
     def values(self, position: Tensor) -> dict[str, Tensor]:
         """A position `(*lead, dim)` as values by variable, `(*lead, *batch, *shape)`, as its energies take them."""
