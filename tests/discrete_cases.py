@@ -93,7 +93,22 @@ def counts() -> FactorGraph:
     return graph
 
 
-GRAPHS = {each.__name__: each for each in (lattice, various, batch, free_energy, counts)}
+def known() -> FactorGraph:
+    """That of various variables, some of them known: some factors are constants."""
+    value = torch.tensor([[2, 0, 1], [1, 1, 0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    sides = torch.tensor([1.0, -1.0, 1.0, 1.0]), torch.tensor([True, True, False, False])
+    return various().condition(label=(value, mask), side=sides)
+
+
+def known_batch() -> FactorGraph:
+    """The same, with three sets of values."""
+    values = torch.tensor([[[2, 0, 1], [1, 1, 0]], [[0, 0, 0], [2, 1, 0]], [[1, 2, 2], [0, 0, 0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    return various().condition(label=(values, mask))
+
+
+GRAPHS = {each.__name__: each for each in (lattice, various, batch, free_energy, counts, known, known_batch)}
 
 
 def assert_agrees(mcmc: MCMC, graph: FactorGraph, errors: float = 4.0) -> None:

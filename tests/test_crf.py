@@ -287,3 +287,15 @@ def test_the_posterior_of_scores_by_batched_nuts(kind: str) -> None:
     draws = mcmc.get_samples()["strength"]
     assert abs(float((draws.mean() - mean) / sd)) < 4 / 200**0.5
     assert abs(float(draws.std() / sd) - 1) < 4 / (2 * 200) ** 0.5
+
+
+@parametrize(CASES)
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_as_a_graph_it_is_the_same(case: Case, batch: tuple[int, ...]) -> None:
+    crf = case.make(*parameters(*(len(LENGTHS),) if case.padded else batch))
+    graph = crf.graph  # type: ignore[attr-defined]
+    torch.testing.assert_close(graph.log_partition(), crf.log_partition())
+    draws = crf.sample((4,))
+    torch.testing.assert_close(-graph(draws), crf.score(draws))
+    inside = torch.ones(4, dtype=torch.bool) if not case.padded else torch.arange(4) < LENGTHS[:, None]
+    torch.testing.assert_close(graph.marginals()["z"] * inside.unsqueeze(-1), crf.marginals)

@@ -1,4 +1,4 @@
-"""Which precision a module computes in."""
+"""Which precision and device a module computes on."""
 
 from itertools import chain
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 
-def floating_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype of its first floating parameter or buffer; torch's default if it has none."""
-    tensors = (t.dtype for t in chain(module.parameters(), module.buffers()) if t.is_floating_point())
-    return next(tensors, torch.get_default_dtype())
+def like_of(module: nn.Module) -> Tensor:
+    """A tensor with its dtype and device: its first floating parameter or buffer; if it has none, torch's default."""
+    tensors = (tensor for tensor in chain(module.parameters(), module.buffers()) if tensor.is_floating_point())
+    return next(tensors, torch.empty(()))
 
 
 def as_floating(value: float | Tensor) -> Tensor:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+Dims = int | tuple[int, ...]
 
-def finite_max(x: Tensor, dim: int) -> Tensor:
-    """The maximum along a dim, kept as a dim of one, detached; 0 where it is not finite."""
+
+def finite_max(x: Tensor, dim: Dims) -> Tensor:
+    """The maximum along dims, kept as dims of one, detached; 0 where it is not finite."""
     highest = x.detach().amax(dim, keepdim=True)
     return torch.where(highest.isfinite(), highest, torch.zeros_like(highest))
 
 
-def logsumexp(x: Tensor, dim: int) -> Tensor:
-    """`log Σ exp(x)` along a dim, with gradients of zero, never NaN, where every term is -inf.
+def logsumexp(x: Tensor, dim: Dims) -> Tensor:
+    """`log Σ exp(x)` along dims, with gradients of zero, never NaN, where every term is -inf.
 
     >>> x = torch.full((2,), -torch.inf, requires_grad=True)
     >>> logsumexp(x, -1).backward()
@@ -24,7 +26,7 @@ def logsumexp(x: Tensor, dim: int) -> Tensor:
     total = (x - highest).exp().sum(dim)
     some = total != 0
     log = torch.where(some, total, torch.ones_like(total)).log()
-    return torch.where(some, log + highest.squeeze(dim), torch.full_like(total, -torch.inf))
+    return torch.where(some, log + highest.reshape(total.shape), torch.full_like(total, -torch.inf))
 
 
 def below_max(log_weights: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError, GraphError, TreewidthError
 from pyro_ebm._core.protocols import HasExactDraws
 from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
@@ -193,10 +194,10 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         sample_shape = Size(sample_shape)
         with torch.inference_mode(False), torch.no_grad():
             if self.shape(sample_shape).numel() == 0:
-                return self._like().new_empty(self.shape(sample_shape))
+                return like_of(self.energy).new_empty(self.shape(sample_shape))
             if only_shape_needed():
                 try:
-                    return init_sample(self, self.base, sample_shape, self._like())
+                    return init_sample(self, self.base, sample_shape, like_of(self.energy))
                 except EnergySupportError:
                     if self.sampler is None:
                         raise
@@ -213,7 +214,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                 return exact
             if self.has_enumerate_support:
                 return enumerated_sample(self, sample_shape)
-            return run_sample(self, self.base, sample_shape, self._like())
+            return run_sample(self, self.base, sample_shape, like_of(self.energy))
 
     def _exact_sample(self, sample_shape: Size) -> Tensor | None:
         """Draws by the energy itself, if it has any for this batch and base."""
@@ -230,13 +231,6 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
             return draws
         return energy.sample(shape) if isinstance(energy, HasExactDraws) else None
 
-    def _like(self) -> Tensor:
-        """A tensor with the dtype and device of the energy."""
-        for tensor in (*self.energy.parameters(), *self.energy.buffers()):
-            if tensor.is_floating_point():
-                return tensor
-        return torch.empty(())
-
     @property
     def has_enumerate_support(self) -> bool:
         """Whether the support is finite, with at most 2**16 states."""
@@ -249,7 +243,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                 f"EnergyDistribution: got support {self._support} over event shape {tuple(self.event_shape)}, "
                 "expected a finite one with at most 65536 joint states. Sample it instead."
             )
-        like = self._like()
+        like = like_of(self.energy)
         states = enumerate_states(self._support, self.event_shape, like.dtype, like.device)
         states = states.reshape(-1, *[1] * len(self.batch_shape), *self.event_shape)
         return states.expand(-1, *self.batch_shape, *self.event_shape) if expand else states

@@ -8,6 +8,7 @@ from typing import Self
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
+from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.supports import state_range
 from pyro_ebm.distributions.structured import StructuredDistribution
@@ -90,8 +91,7 @@ class GraphDistribution(StructuredDistribution):
         flat = value.reshape(*lead, numel, 1)
         known = observed.expand(value.shape).reshape(*lead, numel, 1)
         states = flat.new_tensor(range(self.num_states))
-        like = next((t for t in self.graph.state_dict().values() if t.is_floating_point()), flat.double())
-        table = like.new_zeros(()).masked_fill((states != flat) & known, float("inf"))
+        table = like_of(self.graph).new_zeros(()).masked_fill((states != flat) & known, float("inf"))
         graph = join([self.graph])
         graph.factor(TableEnergy(table, arity=1), graph[self._name][:])
         new = copy.copy(self)

@@ -6,7 +6,8 @@ import torch
 from torch import Size, Tensor
 
 from pyro_ebm.distributions.structured import StructuredDistribution, clamped
-from pyro_ebm.graphs import chain, chain_decoding, chain_sampling
+from pyro_ebm.energies import TableEnergy
+from pyro_ebm.graphs import FactorGraph, chain, chain_decoding, chain_sampling
 from pyro_ebm.graphs.chain_potentials import chain_potentials
 
 
@@ -142,6 +143,25 @@ class LinearChainCRF(StructuredDistribution):
 
     def _sample(self, sample_shape: Size) -> Tensor:
         return chain_sampling.sample(self.unary, self.pairwise, sample_shape, self.lengths)
+
+    @property
+    def graph(self) -> FactorGraph:
+        """The same as a `FactorGraph` over one array of labels `"z"`, `(T,)`, for whatever graphs can do.
+
+        Padding has the label 0 in it, and counts nothing.
+        """
+        unary, _, mask = potentials = chain_potentials(self.unary, self.pairwise, self.lengths)
+        pairwise = potentials.pairwise if mask is None else potentials.full_pairwise()
+        if mask is not None:
+            padding = torch.arange(self.num_states, device=unary.device).eq(0).to(unary.dtype).log()
+            unary = torch.where(mask.unsqueeze(-1), unary, padding)
+            pairwise = torch.where(mask[..., 1:, None, None], pairwise, 0.0)
+        graph = FactorGraph()
+        z = graph.variable("z", num_states=self.num_states, shape=self.event_shape)
+        graph.factor(TableEnergy(-unary, arity=1), z[:])
+        if self.event_shape[0] > 1:
+            graph.factor(TableEnergy(-pairwise, arity=2), z[:-1], z[1:])
+        return graph
 
     def condition(self, value: Tensor, observed: Tensor) -> LinearChainCRF:
         """The distribution of all labels given some; see `StructuredDistribution.condition`."""

@@ -13,6 +13,7 @@ from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
+from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm.distributions.factor import declare_factor
 from pyro_ebm.distributions.flat_site import FlatSite
@@ -64,7 +65,7 @@ def sample_graph(
     ['field.x[0]', 'field.x[1]', 'field.x[2]', 'field.factor_0[0]', 'field.factor_0[1]']
     """
     observed = _observed(graph, obs)
-    prior, like = GraphPrior(graph), _like(graph)
+    prior, like = GraphPrior(graph), like_of(graph).detach()
     values: dict[str, Any] = {}
     for variable in graph.variables.values():
         site = f"{name}.{variable.name}"
@@ -122,14 +123,6 @@ def _conditioned(site: str) -> Tensor | None:
             found = handler.data[site] if isinstance(handler.data, dict) else handler.data.nodes[site]["value"]
             return cast(Tensor | None, found)
     return None
-
-
-def _like(graph: FactorGraph) -> Tensor:
-    """A tensor with the dtype and device of the graph."""
-    for tensor in (*graph.parameters(), *graph.buffers()):
-        if tensor.is_floating_point():
-            return torch.empty((), dtype=tensor.dtype, device=tensor.device)
-    return torch.empty(())
 
 
 def _energies(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Size, Tensor
 
 from pyro_ebm.distributions.structured import StructuredDistribution, clamped
-from pyro_ebm.graphs import tree, tree_decoding, tree_sampling
+from pyro_ebm.energies import TableEnergy
+from pyro_ebm.graphs import FactorGraph, tree, tree_decoding, tree_sampling
 from pyro_ebm.graphs.forest import Forest
 
 
@@ -68,6 +70,19 @@ class TreeCRF(StructuredDistribution):
 
     def _sample(self, sample_shape: Size) -> Tensor:
         return tree_sampling.sample(self.unary, self.pairwise, self.forest, sample_shape)
+
+    @property
+    def graph(self) -> FactorGraph:
+        """The same as a `FactorGraph` over one array of labels `"z"`, `(N,)`, for whatever graphs can do."""
+        potentials = tree.tree_potentials(self.unary, self.pairwise, self.forest)
+        graph = FactorGraph()
+        z = graph.variable("z", num_states=self.num_states, shape=self.event_shape)
+        graph.factor(TableEnergy(-potentials.unary, arity=1), z[:])
+        children = self.forest.children
+        if len(children):
+            edges = torch.stack([self.forest.parents[children], children], -1)
+            graph.factor(TableEnergy(-potentials.pairwise_at(children), arity=2), z[edges])
+        return graph
 
     def condition(self, value: Tensor, observed: Tensor) -> TreeCRF:
         """The distribution of all labels given some; see `StructuredDistribution.condition`."""

@@ -2,15 +2,14 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import TypeVar, cast
 
-import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
 
+from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import EnergySupportError
 from pyro_ebm.energies.energy import Energy
 
@@ -83,8 +82,7 @@ class DistributionEnergy(Energy):
 
     def log_partition(self) -> Tensor:
         """Log Z of a normalised density: zeros `(*batch,)`."""
-        tensors = (t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
-        return next(tensors, torch.zeros(())).new_zeros(self.batch_shape)
+        return like_of(self).new_zeros(self.batch_shape)
 
 
 def _copy_tree(node: Node) -> Node:

@@ -34,18 +34,17 @@ def unbatched(tables: LogTables) -> LogTables:
     place = torch.cat(places, -1)  # (batch, elements)
     groups = []
     for group in tables.groups:
-        size, arity = group.scopes.shape
-        shape = group.log_potentials.shape[-arity:]
-        table = group.log_potentials.expand(*batch, size, *shape).reshape(count * size, *shape)
-        groups.append(TableGroup(place[:, group.scopes].reshape(count * size, arity), table))
+        size = len(group.scopes)
+        table = group.log_potentials.expand(*batch, size, *group.sizes).reshape(count * size, *group.sizes)
+        groups.append(TableGroup(place[:, group.scopes].reshape(count * size, group.arity), table))
     variables = tuple(replace(v, shape=batch + v.shape) for v in tables.variables)
     states = tuple(v.num_states or 0 for v in variables for _ in range(v.numel))
     return LogTables(variables, states, tuple(groups), Size())
 
 
 def _without_batch(group: TableGroup) -> TableGroup:
-    arity = group.scopes.shape[1]
-    return TableGroup(group.scopes, group.log_potentials.reshape(group.log_potentials.shape[-arity - 1 :]))
+    table = group.log_potentials
+    return TableGroup(group.scopes, table.reshape(table.shape[len(group.batch_shape) :]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +165,7 @@ def _build(tables: LogTables, dynamic: Sequence[DynamicGroup], layout: _Layout, 
     static: dict[int, list[tuple[_Terms, Tensor]]] = {}  # by arity: terms with their tables
     moving: list[tuple[_Terms, int, int]] = []  # terms, which entry of the context, and its number of rows
     for group in tables.groups:
-        arity, table = group.scopes.shape[1], group.log_potentials.detach()
+        arity, table = group.arity, group.log_potentials.detach()
         for place in range(arity):
             chosen = (layout.block[group.scopes[:, place]] == number).nonzero().flatten()
             if not len(chosen):

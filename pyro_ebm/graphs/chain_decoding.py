@@ -57,9 +57,8 @@ def top_paths(unary: Tensor, pairwise: Tensor, num_paths: int, lengths: Tensor |
     stay = torch.arange(states * num_paths, device=unary.device).reshape(states, num_paths)
     origins = []
     for step in range(1, steps):
-        candidates = best.unsqueeze(-3) + potentials.pairwise_at(step).mT.unsqueeze(
-            -1
-        )  # (*batch, next, previous, path)
+        into = potentials.pairwise_at(step).mT.unsqueeze(-1)
+        candidates = best.unsqueeze(-3) + into  # (*batch, next, previous, path)
         moved, origin = _largest(candidates.flatten(-2), num_paths)
         moved = moved + unary[..., step, :, None]
         if mask is not None:

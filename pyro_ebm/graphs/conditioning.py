@@ -134,11 +134,10 @@ def _field(factor: Factor, evidence: Mapping[str, Evidence], variables: Mapping[
 
 def _conditioned(factor: Factor, evidence: Mapping[str, Evidence]) -> list[Factor]:
     """A group of factors, split by which of their elements are known."""
-    names = {c: n for a in factor.arguments for c, n in zip(a.columns, a.names, strict=False)}
     places = {name: _places(each) for name, each in evidence.items()}
     index = to_numpy(factor.index)
     known = np.zeros(index.shape, dtype=bool)
-    for column, name in names.items():
+    for column, name in enumerate(factor.columns):
         if name in evidence:
             known[:, column] = to_numpy(places[name])[index[:, column]] < 0
     patterns, number = np.unique(known, axis=0, return_inverse=True)

@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Generator, Size, Tensor
 
-from pyro_ebm._core.dtypes import floating_dtype
+from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs import elimination
 from pyro_ebm.graphs.factor import Factor
@@ -158,7 +158,7 @@ def exact_parts(variables: Mapping[str, Variable], factors: Iterable[Factor], ba
             )
         parts[kinds == {True}].append(factor)
     gaussian = banded_gaussian(real, parts[True]) if real else None
-    dtypes = [floating_dtype(factor.energy) for factor in parts[True]] or [torch.get_default_dtype()]
+    dtypes = [like_of(factor.energy).dtype for factor in parts[True]] or [torch.get_default_dtype()]
     tables = replace(log_tables(discrete, parts[False]), batch_shape=batch_shape)
     return ExactParts(tables, gaussian, tuple(real.values()), reduce(torch.promote_types, dtypes), batch_shape)
 

@@ -76,6 +76,28 @@ class Factor(nn.Module):
         return tuple(dict.fromkeys(name for argument in self.arguments for name in argument.names))
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the variables whose elements the columns of the index are."""
+        return tuple(name for argument in self.arguments if not argument.whole for name in argument.names)
+
+    def elements(self, variables: Mapping[str, Variable], offsets: Mapping[str, int]) -> Tensor:
+        """Its scopes by the numbers that elements have in a graph, `(F, r)`, on the host; whole variables spread out.
+
+        Args:
+            variables: of the graph, by name.
+            offsets: the number of the first element of each.
+        """
+        parts = []
+        for argument in self.arguments:
+            if argument.whole:
+                (name,) = argument.names
+                parts.append((offsets[name] + torch.arange(variables[name].numel)).expand(self.num_factors, -1))
+                continue
+            for name, column in zip(argument.names, argument.columns, strict=True):
+                parts.append(offsets[name] + self.index[:, column, None].cpu())
+        return concrete(torch.cat(parts, -1)) if parts else torch.empty(1, 0, dtype=torch.long)
+
+    @property
     def batch_shape(self) -> Size:
         """The batch shape, without F."""
         shape = self.energy.batch_shape
@@ -171,7 +193,8 @@ def wire(energy: Energy, given: Sequence[Variable | Elements]) -> Factor:
             f"{what}: got selections of {sorted({len(c) for c in columns})} scopes, expected as many in each, or one."
         )
     index = torch.stack([c.expand(count) for c in columns], -1) if columns else torch.empty(1, 0, dtype=torch.long)
-    names = [name for argument in arguments if not argument.whole for name in argument.names]
+    factor = Factor(energy, arguments, index)
+    names = factor.columns
     whole = [argument.names[0] for argument in arguments if argument.whole]
     again = next((name for number, name in enumerate(whole) if name in names or name in whole[:number]), None)
     if again is not None:
@@ -192,7 +215,7 @@ def wire(energy: Energy, given: Sequence[Variable | Elements]) -> Factor:
             f"{what}: got an energy with batch shape {tuple(energy.batch_shape)} for {count} scopes, expected "
             f"{f'(*batch, {count}), ' if count > 1 else ''}(*batch, 1) or () for one that all scopes share."
         )
-    return Factor(energy, arguments, index)
+    return factor
 
 
 @dataclass(frozen=True, eq=False)

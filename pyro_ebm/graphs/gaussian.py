@@ -29,7 +29,7 @@ from pyro_ebm.energies import DistributionEnergy
 from pyro_ebm.graphs.factor import Factor
 from pyro_ebm.graphs.localize import localized
 from pyro_ebm.graphs.quadratic_forms import quadratic_form
-from pyro_ebm.graphs.variable import Variable
+from pyro_ebm.graphs.variable import Variable, first_elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +123,7 @@ def banded_gaussian(variables: Mapping[str, Variable], factors: Iterable[Factor]
         GraphError: if a factor is not quadratic.
         ValueError: if the precision is not positive definite.
     """
-    offsets: dict[str, int] = {}
-    count = 0
-    for name, variable in variables.items():
-        offsets[name] = count
-        count += variable.numel
+    offsets, count = first_elements(variables), sum(variable.numel for variable in variables.values())
     apart = [each for factor in factors for each in _apart(factor, variables)]
     forms = [quadratic_form(factor, variables, offsets) for factor in apart]
     batch = broadcast([Size(form.constant.shape) for form in forms], "FactorGraph")

@@ -409,7 +409,7 @@ def join(graphs: Sequence[FactorGraph]) -> FactorGraph:
     return joined
 
 
-def graph_of(graph: FactorGraph, factors: Iterable[nn.Module], *, only: Sequence[str] | None = None) -> FactorGraph:
+def with_factors(graph: FactorGraph, factors: Iterable[nn.Module], *, only: Sequence[str] | None = None) -> FactorGraph:
     """Some of the factors, which are shared, not copied, over all variables or some."""
     part = FactorGraph()
     for name, variable in graph.variables.items():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-import networkx as nx
 import torch
 from torch import Generator, Tensor
 
 from pyro_ebm.graphs.approximation import Approximation, conclude, iterate
+from pyro_ebm.graphs.coloring import color, neighbor_pairs
 from pyro_ebm.graphs.graph import FactorGraph
 from pyro_ebm.graphs.stacking import Stack, along, column_first, contract, stack
 
@@ -151,7 +150,7 @@ class _Ascent:
 
 
 def _turns(stacked: Stack, unary: Sequence[Tensor], tables: Sequence[Tensor]) -> list[_Turn]:
-    colours = _colours(stacked)
+    colours = color(len(stacked.tables.num_states), neighbor_pairs(stacked.tables))
     device = stacked.tables.like.device
     turns = []
     for colour in range(int(colours.max()) + 1):
@@ -172,17 +171,6 @@ def _turns(stacked: Stack, unary: Sequence[Tensor], tables: Sequence[Tensor]) ->
                         sources.append(_Source(rows, others, place[targets[mine]]))
             turns.append(_Turn(number, members, unary[number][members], tuple(sources)))
     return turns
-
-
-def _colours(stacked: Stack) -> Tensor:
-    """A colour for each element, `(N,)`, of which no factor has two of one."""
-    graph = nx.Graph()
-    graph.add_nodes_from(range(len(stacked.tables.num_states)))
-    for block in stacked.blocks:
-        for first, second in combinations(range(len(block.ports)), 2):
-            graph.add_edges_from(block.scopes[:, [first, second]].tolist())
-    found = nx.greedy_color(graph, strategy="largest_first")
-    return torch.tensor([found[element] for element in range(len(found))])
 
 
 def _bound(stacked: Stack, beliefs: Sequence[Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pyro_ebm._core.log_space import logsumexp
 from pyro_ebm.graphs.approximation import iterate
 from pyro_ebm.graphs.stacking import Stack, along, column_first, contract
 
@@ -177,7 +178,7 @@ class MessagePassing:
         return messages, messages.exp()
 
     def _reduced(self, table: Tensor, dims: tuple[int, ...]) -> Tensor:
-        return table.amax(dims) if self.maximize else _log_sum_exp(table, dims)
+        return table.amax(dims) if self.maximize else logsumexp(table, dims)
 
     @cached_property
     def _plain(self) -> bool:
@@ -212,15 +213,6 @@ class MessagePassing:
 def _top(logits: Tensor) -> Tensor:
     """The largest of the last dim, `(..., 1)`; zero where all is `-inf`."""
     return logits.amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min) if len(logits) else logits
-
-
-def _log_sum_exp(table: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """`log Σ exp`, where all is `-inf` as well, with gradients of zero there."""
-    top = table.detach().amax(dims, keepdim=True)
-    top = top.masked_fill(top == -torch.inf, 0)
-    total = (table - top).exp().sum(dims)
-    empty = total == 0
-    return (total.masked_fill(empty, 1).log() + top.reshape(total.shape)).masked_fill(empty, -torch.inf)
 
 
 def _normalized(logits: Tensor, lead: int) -> Tensor:

@@ -22,11 +22,10 @@ def to_networkx(variables: Mapping[str, Variable], factors: Iterable[Factor]) ->
         nodes[name] = [(name, *index) for index in product(*map(range, variable.shape))]
         graph.add_nodes_from(nodes[name], bipartite=0, num_states=variable.num_states)
     for group, factor in enumerate(factors):
-        names = {c: n for a in factor.arguments for c, n in zip(a.columns, a.names, strict=False)}
         whole = [node for a in factor.arguments if a.whole for node in nodes[a.names[0]]]
         for number, row in enumerate(factor.index.tolist()):
             graph.add_node((group, number), bipartite=1, energy=type(factor.energy).__name__)
-            ends = [nodes[names[column]][element] for column, element in enumerate(row)] + whole
+            ends = [nodes[name][element] for name, element in zip(factor.columns, row, strict=True)] + whole
             graph.add_edges_from(((group, number), end) for end in ends)
     return graph
 

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions.constraints import Constraint
 
-from pyro_ebm._core.dtypes import floating_dtype
+from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm._core.supports import strip_independent
 from pyro_ebm.energies import BilinearEnergy, Energy
@@ -78,7 +78,7 @@ class PartialEnergy(Energy):
         for number, each in enumerate(given):
             for column, value in enumerate(each.values):
                 if value is not None and value.is_floating_point():
-                    value = value.to(torch.promote_types(value.dtype, floating_dtype(energy)))
+                    value = value.to(torch.promote_types(value.dtype, like_of(energy).dtype))
                 self.register_buffer(f"_value_{number}_{column}", value, persistent=False)
 
     def forward(self, *values: Tensor) -> Tensor:

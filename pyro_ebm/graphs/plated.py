@@ -162,7 +162,7 @@ class PlatedGraph:
             groups.append(TableGroup(scope, self._laid_out(factor, outer, own)))
         sizes = tuple(self.variables[name].num_states for name in own)
         batch = torch.broadcast_shapes(
-            *(g.log_potentials.shape[: g.log_potentials.dim() - g.scopes.shape[1] - 1] for g in groups),
+            *(group.batch_shape for group in groups),
             tuple(self.variables[name].num_states for name in outer),
         )
         return _Part(own, outer, LogTables((), sizes, tuple(groups), batch))

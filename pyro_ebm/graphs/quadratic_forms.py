@@ -84,18 +84,7 @@ def quadratic_form(factor: Factor, variables: Mapping[str, Variable], offsets: M
             "(QuadraticEnergy, a DistributionEnergy of a Normal, ...): exact answers for real variables are Gaussian. "
             "Sample the graph instead."
         )
-    columns: list[Tensor] = []
-    widths: list[int] = []
-    for argument in factor.arguments:
-        if argument.whole:
-            (name,) = argument.names
-            columns += [(offsets[name] + torch.arange(variables[name].numel)).expand(factor.num_factors, -1)]
-            widths.append(variables[name].numel)
-        else:
-            pairs = zip(argument.names, argument.columns, strict=True)
-            columns += [(offsets[n] + factor.index[:, c]).unsqueeze(-1) for n, c in pairs]
-            widths.append(len(argument.columns))
-    elements = torch.cat(columns, -1) if columns else torch.empty(1, 0, dtype=torch.long)
+    elements = factor.elements(variables, offsets)
     if isinstance(energy, (QuadraticEnergy, SumToZeroEnergy)):
         precision, linear = ((energy.precision + energy.precision.mT) / 2).double(), energy.linear.double()
         if not factor.grouped or not energy.batch_shape:
@@ -107,10 +96,10 @@ def quadratic_form(factor: Factor, variables: Mapping[str, Variable], offsets: M
         return QuadraticForm(elements, precision, linear, linear.new_zeros(batch))
     points = _points(elements.shape[1])
     values, start = [], 0
-    for width, event in zip(widths, energy.event_shapes, strict=True):
+    for event in energy.event_shapes:
         lead = [len(points)] + [1] * len(energy.batch_shape)
-        values.append(points[:, start : start + width].reshape(*lead, *event))
-        start += width
+        values.append(points[:, start : start + event.numel()].reshape(*lead, *event))
+        start += event.numel()
     named = chain(energy.named_parameters(), energy.named_buffers())
     exact = {name: tensor.double() for name, tensor in named if tensor.is_floating_point()}
     at = torch.func.functional_call(energy, exact, tuple(values))

@@ -58,11 +58,10 @@ def factors_within(
 def _rows_within(factor: Factor, kept: Mapping[str, Tensor], complete: Set[str]) -> Tensor:
     """Which of a group's factors have elements that are all kept, `(R,)`."""
     inside = torch.ones(factor.num_factors, dtype=torch.bool)
-    for argument in factor.arguments:
-        if argument.whole:
-            inside &= argument.names[0] in complete
-        for name, column in zip(argument.names, argument.columns, strict=False):
-            inside &= kept[name][factor.index[:, column].cpu()]
+    if any(argument.names[0] not in complete for argument in factor.arguments if argument.whole):
+        inside[:] = False
+    for column, name in enumerate(factor.columns):
+        inside &= kept[name][factor.index[:, column].cpu()]
     return torch.nonzero(inside).squeeze(-1)
 
 
@@ -81,17 +80,14 @@ def markov_blanket(
     found = {name: torch.zeros(each.numel, dtype=torch.bool) for name, each in variables.items()}
     for factor in (part for each in factors for part in localized(each, variables)):
         index = factor.index.cpu()
-        touched = torch.zeros(factor.num_factors, dtype=torch.bool)
-        for argument in factor.arguments:
-            for name, column in zip(argument.names, argument.columns, strict=False):
-                if name == variable.name:
-                    touched |= asked[index[:, column]]
-            if argument.whole and argument.names[0] == variable.name:
-                touched[:] = True
-        for argument in factor.arguments:
-            if argument.whole and bool(touched.any()):
-                found[argument.names[0]][:] = True
-            for name, column in zip(argument.names, argument.columns, strict=False):
-                found[name][index[touched, column]] = True
+        whole = [argument.names[0] for argument in factor.arguments if argument.whole]
+        touched = torch.full((factor.num_factors,), variable.name in whole)
+        for column, name in enumerate(factor.columns):
+            if name == variable.name:
+                touched |= asked[index[:, column]]
+        for column, name in enumerate(factor.columns):
+            found[name][index[touched, column]] = True
+        for name in whole:
+            found[name] |= touched.any()
     found[variable.name] &= ~asked
     return {name: mask.reshape(variables[name].shape) for name, mask in found.items()}

@@ -6,20 +6,18 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from itertools import chain
 
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm._core.concrete import concrete
-from pyro_ebm._core.dtypes import floating_dtype
+from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import GraphError, TreewidthError
 from pyro_ebm._core.shapes import broadcast
 from pyro_ebm._core.supports import MAX_ENUMERATED_STATES
 from pyro_ebm.energies import Energy, TableEnergy
 from pyro_ebm.graphs.factor import Argument, Factor
 from pyro_ebm.graphs.localize import localized
-from pyro_ebm.graphs.variable import Variable
+from pyro_ebm.graphs.variable import Variable, first_elements
 
 # Entries of the largest table that is made: a gigabyte in float64.
 MAX_TABLE_ENTRIES = 2**27
@@ -90,7 +88,6 @@ def log_tables(variables: Mapping[str, Variable], factors: Iterable[Factor]) -> 
         GraphError: if a variable is continuous.
         TreewidthError: if a factor over a whole variable has too many states for a table.
     """
-    offsets: dict[str, int] = {}
     num_states: list[int] = []
     for name, variable in variables.items():
         if variable.num_states is None:
@@ -98,32 +95,19 @@ def log_tables(variables: Mapping[str, Variable], factors: Iterable[Factor]) -> 
                 f'FactorGraph: variable "{name}" is continuous, expected discrete ones alone for tables. Condition '
                 "on it (g.condition), or sample the graph."
             )
-        offsets[name] = len(num_states)
         num_states += [variable.num_states] * variable.numel
     parts = [each for factor in factors for each in localized(factor, variables)]
-    groups = [_table_group(each, variables, offsets) for each in parts if each.num_factors]
+    offsets = first_elements(variables)
+    groups = [
+        TableGroup(each.elements(variables, offsets), _log_potentials(each, variables))
+        for each in parts
+        if each.num_factors
+    ]
     batch_shape = broadcast([group.batch_shape for group in groups], "FactorGraph")
     dtypes = [group.log_potentials.dtype for group in groups]
     widest = reduce(torch.promote_types, dtypes, torch.float32 if dtypes else torch.get_default_dtype())
     same = tuple(TableGroup(group.scopes, group.log_potentials.to(widest)) for group in groups)
     return LogTables(tuple(variables.values()), tuple(num_states), same, batch_shape)
-
-
-def _table_group(factor: Factor, variables: Mapping[str, Variable], offsets: Mapping[str, int]) -> TableGroup:
-    """The table of a group of factors: its energy at all joint states of a scope."""
-    columns: list[Tensor] = []
-    for argument in factor.arguments:
-        if argument.whole:
-            (name,) = argument.names
-            numbers = offsets[name] + torch.arange(variables[name].numel)
-            columns += [number.expand(factor.num_factors) for number in numbers]
-        else:
-            columns += [
-                offsets[name] + factor.index[:, column]
-                for name, column in zip(argument.names, argument.columns, strict=True)
-            ]
-    scopes = torch.stack([c.cpu() for c in columns], dim=-1) if columns else torch.empty(1, 0, dtype=torch.long)
-    return TableGroup(concrete(scopes), _log_potentials(factor, variables))
 
 
 def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor:
@@ -133,11 +117,11 @@ def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor
         given = energy.table
         return -(given if energy.batch_shape else given.unsqueeze(0))
     # Of the energy's own dtype: a number of higher precision would not raise that of the states it is multiplied by.
-    dtype = floating_dtype(energy)
+    like = like_of(energy)
     sizes: list[tuple[int, ...]] = []
     states: list[Tensor] = []
     for argument in factor.arguments:
-        each, shape = _states_of(argument, energy, variables, dtype)
+        each, shape = _states_of(argument, energy, variables, like.dtype)
         states.append(each)
         sizes.append(shape)
     entries = math.prod(len(each) for each in states) * energy.batch_shape.numel()
@@ -147,13 +131,12 @@ def _log_potentials(factor: Factor, variables: Mapping[str, Variable]) -> Tensor
             f"entries, expected at most {MAX_TABLE_ENTRIES:.3g}. Condition on some variables (g.condition), wire it to "
             "elements (x[...]) if it is a sum over them, or sample the graph."
         )
-    device = next((tensor.device for tensor in chain(energy.parameters(), energy.buffers())), None)
     dims = len(sizes)
     batch = len(energy.batch_shape)
     values = []
     for number, (each, event) in enumerate(zip(states, energy.event_shapes, strict=True)):
         lead = [1] * number + [len(each)] + [1] * (dims - number - 1) + [1] * batch
-        values.append(each.to(device).reshape(*lead, *event))
+        values.append(each.to(like.device).reshape(*lead, *event))
     table: Tensor = -energy(*values)
     if not table.is_floating_point():
         table = table.to(torch.get_default_dtype())

@@ -8,9 +8,9 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm.graphs.approximation import Approximation, conclude
-from pyro_ebm.graphs.forests import appearance, maximal_forest
 from pyro_ebm.graphs.graph import FactorGraph
 from pyro_ebm.graphs.message_passing import MessagePassing
+from pyro_ebm.graphs.spanning_forests import appearance, maximal_forest
 from pyro_ebm.graphs.stacking import stack
 
 

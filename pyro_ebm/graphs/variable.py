@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -141,6 +143,12 @@ class Variable:
         """Name, shape and support."""
         kind = f"num_states={self.num_states}" if self.num_states else f"support={self.support}"
         return f'Variable("{self.name}", {kind}, shape={tuple(self.shape)})'
+
+
+def first_elements(variables: Mapping[str, Variable]) -> dict[str, int]:
+    """The number of each variable's first element, where the elements of all are numbered side by side."""
+    counts = [variable.numel for variable in variables.values()]
+    return dict(zip(variables, accumulate(counts, initial=0), strict=False))
 
 
 @dataclass(frozen=True, eq=False)

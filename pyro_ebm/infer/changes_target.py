@@ -11,7 +11,7 @@ from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm.graphs import Factor, FactorGraph
 from pyro_ebm.graphs.blocks import conditional_blocks, unbatched
-from pyro_ebm.graphs.graph import graph_of
+from pyro_ebm.graphs.graph import with_factors
 from pyro_ebm.infer.conditional_target import ConditionalDensity
 from pyro_ebm.infer.graph_target import GraphTarget, require_discrete
 
@@ -34,8 +34,8 @@ class ChangesDensity:
         self.num_alternatives = 1 if most == 2 else most
         smooth = [factor for factor in graph.factors if _is_smooth(cast(Factor, factor), target)]
         local = [factor for factor in graph.factors if factor not in smooth]
-        self._smooth = graph_of(graph, smooth) if smooth else None
-        self._local = graph_of(graph, local) if local else None
+        self._smooth = with_factors(graph, smooth) if smooth else None
+        self._local = with_factors(graph, local) if local else None
         if self._local is not None:
             self._conditionals = ConditionalDensity(target, conditional_blocks(unbatched(self._local.log_tables())))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 
 from pyro_ebm._core.errors import BatchingError, GraphError, TreewidthError
+from pyro_ebm.graphs.coloring import color
 from pyro_ebm.graphs.plated import PlatedFactor, PlatedGraph, PlatedVariable, joint_states
 from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES
 from pyro_ebm.infer.messengers import LogJoint
@@ -236,12 +238,7 @@ def _require_feasible(
 
 def _colours(names: Sequence[str], scopes: Collection[Collection[str]]) -> dict[str, int]:
     """A number for each site, different from those of the sites that it meets in a scope."""
-    meets: dict[str, set[str]] = {name: set() for name in names}
-    for scope in scopes:
-        for name in scope:
-            meets[name].update(scope)
-    colours: dict[str, int] = {}
-    for name in names:
-        taken = {colours[other] for other in meets[name] if other in colours}
-        colours[name] = next(colour for colour in range(len(names)) if colour not in taken)
-    return colours
+    number = {name: position for position, name in enumerate(names)}
+    pairs = {(number[one], number[other]) for scope in scopes for one, other in combinations(scope, 2)}
+    found = color(len(names), torch.tensor(sorted(pairs), dtype=torch.long).reshape(-1, 2))
+    return dict(zip(names, found.tolist(), strict=True))

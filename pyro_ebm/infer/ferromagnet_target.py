@@ -33,7 +33,10 @@ class FerromagnetDensity:
         if len(kinds) > 1:
             raise _error(f"elements with {sorted(kinds)} states", "the same number for all")
         (self.num_alternatives,) = kinds
-        parts = [_couplings(group) for group in tables.groups if group.scopes.shape[1] > 1 or _field(group)]
+        for group in tables.groups:
+            if group.arity == 1:
+                _require_no_field(group)
+        parts = [_couplings(group) for group in tables.groups if group.arity > 1]
         device = target.like.device
         self.edges = torch.cat([torch.empty(0, 2, dtype=torch.long), *(scopes for scopes, _ in parts)]).to(device)
         self.coupling = torch.cat([target.like[:0], *(coupling.to(target.like) for _, coupling in parts)])
@@ -47,18 +50,17 @@ def _error(got: str, expected: str) -> GraphError:
     return GraphError(f"SwendsenWang: got {got}, expected {expected}. Use Gibbs(graph).")
 
 
-def _field(group: TableGroup) -> bool:
-    """Whether a group of factors over single elements is a field, which it must not be."""
+def _require_no_field(group: TableGroup) -> None:
+    """Check that factors over single elements tell none of their states apart."""
     table = group.log_potentials
     if bool((table.amax(-1) - table.amin(-1) > _ROUNDING).any()):
         raise _error("a field", "none: a cluster's states must be equally probable")
-    return False
 
 
 def _couplings(group: TableGroup) -> tuple[Tensor, Tensor]:
     scopes, table = group.scopes, group.log_potentials.detach()
-    if scopes.shape[1] != 2:
-        raise _error(f"a factor over {scopes.shape[1]} elements", "factors over pairs")
+    if group.arity != 2:
+        raise _error(f"a factor over {group.arity} elements", "factors over pairs")
     size = table.shape[-1]
     equal = torch.eye(size, dtype=torch.bool, device=table.device)
     same, different = table[:, equal], table[:, ~equal]

@@ -10,8 +10,9 @@ from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs import Factor, FactorGraph
 from pyro_ebm.graphs.blocks import conditional_blocks, context_rows, unbatched
 from pyro_ebm.graphs.dynamic import DynamicFactor
-from pyro_ebm.graphs.graph import graph_of
+from pyro_ebm.graphs.graph import with_factors
 from pyro_ebm.graphs.localize import localized
+from pyro_ebm.graphs.variable import first_elements
 from pyro_ebm.infer.conditional_target import ConditionalDensity
 from pyro_ebm.infer.graph_target import GraphTarget
 
@@ -28,14 +29,11 @@ class MixedDensity(ConditionalDensity):
         variables = graph.variables
         local = [each for factor in graph.factors for each in localized(cast(Factor, factor), variables)]
         discrete = [each for each in local if all(name in target.discrete for name in each.names)]
-        offsets, start = {}, 0
-        for name in target.discrete:
-            offsets[name] = start
-            start += variables[name].numel
+        offsets = first_elements({name: variables[name] for name in target.discrete})
         both = [each for each in local if 0 < sum(name in offsets for name in each.names) < len(each.names)]
         self._dynamic = [DynamicFactor(each, variables, offsets) for each in both]
         self._groups = [each.group for each in self._dynamic]
-        tables = unbatched(graph_of(graph, discrete, only=target.discrete).log_tables())
+        tables = unbatched(with_factors(graph, discrete, only=target.discrete).log_tables())
         super().__init__(target, conditional_blocks(tables, self._groups))
 
     def context(self, position: Tensor) -> tuple[Tensor, ...]:

@@ -263,7 +263,7 @@ class Run:
         return (new_state, adaptation, unkept.masked_fill(kept, 0)), (info.done, said)
 
     def _part_of_block(self) -> None:
-        thinning = 1 if self.warming_up else self.settings.thinning
+        thinning = 1 if self.warming_up else self.draws.thinning
         settings = (self.warming_up, self.warming_up and self.settings.adapt_step_size, thinning)
         constants = (self.metric, self._target, *(torch.tensor(each, device=self._target.device) for each in settings))
         carry = (self._state, self._adaptation, self.draws.transitions % thinning)
