@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import machine, table
+from report import machine, table, write_section
 
 from pyro_ebm import Network, TreewidthError, read_network
 from pyro_ebm.graphs.plan import plan_of
@@ -65,6 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help="instances; by default all")
+    parser.add_argument("--write", type=Path, help="the Markdown file whose section is to be replaced")
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = options.names or sorted(each.stem for each in options.folder.glob("*.uai"))
@@ -73,7 +74,19 @@ def main() -> int:
         rows.append(row(options.folder / f"{name}.uai"))
         print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     header = ["", "n", "width", "log2", "reference", "log10 Z", "relative", "marginals", "mode's energy"]
-    print(f"{machine()}.\n\n{table([*header, 'read s', 'log Z s', 'marginals s', 'mode s'], rows)}")
+    text = f"""\
+{machine()}.
+
+    python benchmarks/uai2014.py FOLDER
+
+Exact answers against the reference solutions of the competition, whose marginals have six digits; n variables, and the
+base-2 logarithm of the largest table. Seconds are those of the processor.
+
+{table([*header, "read s", "log Z s", "marginals s", "mode s"], rows)}
+"""
+    print(text)
+    if options.write is not None:
+        write_section(options.write, "UAI 2014", text)
     return 0
 
 
