@@ -11,7 +11,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_ebm import Energy, EnergyDistribution, QuadraticEnergy, energy
+from pyro_ebm import EnergyDistribution, QuadraticEnergy, energy
 
 
 def precision(*batch: int) -> Tensor:
@@ -25,10 +25,10 @@ class QuadratureLogZ:
     def __init__(self) -> None:
         self.calls = 0
 
-    def log_normalizer(self, energy: Energy, base: Distribution | None) -> Tensor:
+    def log_normalizer(self, distribution: EnergyDistribution) -> Tensor:
         self.calls += 1
         grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)
-        log_prob = -energy(grid) if base is None else base.log_prob(grid) - energy(grid)
+        log_prob = distribution.unnormalized_log_prob(grid)
         return torch.logsumexp(log_prob, dim=-1) + torch.log(grid[1] - grid[0])
 
 

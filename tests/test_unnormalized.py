@@ -288,8 +288,8 @@ def test_learning_a_prior_by_the_elbo() -> None:
 class ClosedForm:
     """The closed form as a `Normalizer` object."""
 
-    def log_normalizer(self, energy: QuadraticEnergy, base: dist.Distribution | None) -> Tensor:
-        return energy.log_partition()
+    def log_normalizer(self, distribution: EnergyDistribution) -> Tensor:
+        return distribution.energy.log_partition()
 
 
 @pytest.mark.parametrize("elbo", ELBOS)

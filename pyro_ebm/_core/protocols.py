@@ -2,7 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
-from torch import Size, Tensor
+from torch import Generator, Size, Tensor
+from torch.distributions import Distribution
 
 
 class LogDensity(Protocol):
@@ -28,4 +29,22 @@ class HasLogPartition(Protocol):
 
     def log_partition(self) -> Tensor:
         """Log Z in nats, `(*batch,)`, differentiable in the parameters."""
+        ...
+
+
+@runtime_checkable
+class HasGibbsStep(Protocol):
+    """An energy with a transition of its own that leaves its density invariant."""
+
+    def gibbs_step(self, value: Tensor, generator: Generator | None = None) -> Tensor:
+        """Values `(*lead, *event)` to new ones."""
+        ...
+
+
+@runtime_checkable
+class HasReference(Protocol):
+    """An energy with a normalised distribution near its density, from which annealing starts."""
+
+    def reference(self) -> Distribution:
+        """The distribution, over events of the energy's shape."""
         ...

@@ -48,6 +48,11 @@ def strip_independent(support: Constraint) -> Constraint:
     return support
 
 
+def is_everywhere(support: Constraint) -> bool:
+    """Whether a support is all real numbers, elementwise."""
+    return same_support(strip_independent(support), constraints.real)
+
+
 # The same set but for its edge, which has no mass: a density on one is a density on the other.
 _OPEN = {
     type(constraints.greater_than_eq(0.0)): type(constraints.greater_than(0.0)),

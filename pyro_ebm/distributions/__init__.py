@@ -1,10 +1,11 @@
 """The seam to Pyro's distributions: energies as distributions and as factors."""
 
-from pyro_ebm.distributions.energy_distribution import EnergyDistribution, Normalizer, Sampler
+from pyro_ebm.distributions.energy_distribution import EnergyDistribution, Sampler
 from pyro_ebm.distributions.factor import factor
 from pyro_ebm.distributions.graph_distribution import GraphDistribution
 from pyro_ebm.distributions.grid_crf import GridCRF
 from pyro_ebm.distributions.linear_chain_crf import LinearChainCRF
+from pyro_ebm.distributions.normalizers import Normalizer, PersistentWalkers
 from pyro_ebm.distributions.sample_graph import sample_graph
 from pyro_ebm.distributions.structured import StructuredDistribution
 from pyro_ebm.distributions.tree_crf import TreeCRF
@@ -15,6 +16,7 @@ __all__ = [
     "GridCRF",
     "LinearChainCRF",
     "Normalizer",
+    "PersistentWalkers",
     "Sampler",
     "StructuredDistribution",
     "TreeCRF",

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from pyro_ebm._core.errors import UnnormalizedError, UnnormalizedObservationError
-from pyro_ebm.distributions._caller import scored_site
+from pyro_ebm.distributions._caller import ScoredSite, scored_site
 
 _WAYS_OUT = (
     "Its gradient is missing, and learning without it runs away silently. Ways out: "
@@ -34,11 +34,7 @@ def check_unnormalized(density: Tensor, arguments: Sequence[Tensor]) -> None:
     site = scored_site()
     if site is None:
         return
-    nodes, leaves = _upstream(density, arguments)
-    if site.moved is None:
-        others = list(leaves.values())
-    else:
-        others = [value for value in site.moved if value.grad_fn in nodes or id(value) in leaves]
+    others = dependencies(density, arguments, site)
     if not others:
         return
     shapes = ", ".join(str(tuple(other.shape)) for other in others[:3]) + (", ..." if len(others) > 3 else "")
@@ -47,6 +43,14 @@ def check_unnormalized(density: Tensor, arguments: Sequence[Tensor]) -> None:
         f'at {kind} site "{site.name}": got an unnormalised energy that depends on {len(others)} learned or sampled '
         f"tensor(s) (shapes {shapes}), expected none but its own argument, for log Z depends on them too. {_WAYS_OUT}"
     )
+
+
+def dependencies(density: Tensor, arguments: Sequence[Tensor], site: ScoredSite) -> list[Tensor]:
+    """What is learned or sampled that a density depends on, other than through its arguments."""
+    nodes, leaves = _upstream(density, arguments)
+    if site.moved is None:
+        return list(leaves.values())
+    return [value for value in site.moved if value.grad_fn in nodes or id(value) in leaves]
 
 
 def _upstream(output: Tensor, arguments: Sequence[Tensor]) -> tuple[set[Node], dict[int, Tensor]]:

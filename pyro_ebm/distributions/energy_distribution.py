@@ -11,23 +11,22 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.dtypes import like_of
-from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError, GraphError, TreewidthError
+from pyro_ebm._core.errors import (
+    EnergyShapeError,
+    EnergySupportError,
+    GraphError,
+    SharedNormalizerError,
+    TreewidthError,
+)
 from pyro_ebm._core.protocols import HasExactDraws
 from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
 from pyro_ebm._core.supports import enumerable_states, enumerate_states, same_support, with_event_dim
 from pyro_ebm.distributions._caller import only_shape_needed
 from pyro_ebm.distributions._legality import check_unnormalized
 from pyro_ebm.distributions.default_sampler import enumerated_sample, init_sample, run_sample
+from pyro_ebm.distributions.normalizers.normalizer import HasDraws, Normalizer
 from pyro_ebm.energies import Energy
 from pyro_ebm.graphs import FactorGraph
-
-
-class Normalizer(Protocol):
-    """An object that supplies log Z, with the right gradient."""
-
-    def log_normalizer(self, energy: Energy, base: Distribution | None) -> Tensor:
-        """Log of `∫ base(x) exp(-E(x)) dx` in nats, broadcastable to `(*batch,)`, differentiable in the parameters."""
-        ...
 
 
 class Sampler(Protocol):
@@ -104,16 +103,18 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         ):
             raise TypeError(
                 f"EnergyDistribution: got a {type(log_normalizer).__name__} as log_normalizer, expected a tensor, or "
-                "an object with a method log_normalizer(energy, base). Wrap a number with torch.tensor(...)."
+                "an object with a method log_normalizer(distribution). Wrap a number with torch.tensor(...)."
             )
         self.energy, self.base, self.sampler = energy, base, sampler
         self._log_normalizer = log_normalizer
+        self._root = self
         self._support = energy.support if base is None else _base_support(base, energy)
         shapes = [energy.batch_shape]
         if base is not None:
             shapes.append(base.batch_shape)
         if isinstance(log_normalizer, Tensor):
             shapes.append(log_normalizer.shape)
+            _check_shared(log_normalizer, energy)
         super().__init__(broadcast(shapes, "EnergyDistribution"), energy.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> EnergyDistribution:
@@ -130,7 +131,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                 "indices."
             )
         new.energy, new.base, new.sampler = self.energy, self.base, self.sampler
-        new._log_normalizer, new._support = self._log_normalizer, self._support
+        new._log_normalizer, new._support, new._root = self._log_normalizer, self._support, self._root
         super(EnergyDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -178,7 +179,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
             return log_prob
         if isinstance(self._log_normalizer, Tensor):
             return log_prob - self._log_normalizer
-        return log_prob - self._log_normalizer.log_normalizer(self.energy, self.base)
+        return log_prob - self._log_normalizer.log_normalizer(self._root)
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008  (torch's signature)
         """Draws `(*sample, *batch, *event)`, detached.
@@ -212,6 +213,10 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
             exact = self._exact_sample(sample_shape)
             if exact is not None:
                 return exact
+            extra = len(self.batch_shape) - len(self._root.batch_shape)
+            normalizer: object = self._log_normalizer
+            if isinstance(normalizer, HasDraws) and self.batch_shape[extra:] == self._root.batch_shape:
+                return normalizer.draw(self._root, sample_shape + self.batch_shape[:extra])
             if self.has_enumerate_support:
                 return enumerated_sample(self, sample_shape)
             return run_sample(self, self.base, sample_shape, like_of(self.energy))
@@ -254,6 +259,17 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         return (
             f"EnergyDistribution({type(self.energy).__name__}{base}, batch_shape={tuple(self.batch_shape)}, "
             f"event_shape={tuple(self.event_shape)}, is_normalized={self.is_normalized})"
+        )
+
+
+def _check_shared(log_normalizer: Tensor, energy: Energy) -> None:
+    """Raise where one log Z is given to a batch of energies, which each have their own."""
+    batch = energy.batch_shape
+    if batch.numel() > 1 and log_normalizer.numel() == 1:
+        raise SharedNormalizerError(
+            f"EnergyDistribution: got one log Z, of shape {tuple(log_normalizer.shape)}, for energies of batch shape "
+            f"{tuple(batch)}, expected one for each: it depends on their parameters and contexts. Give a tensor of "
+            "that shape (if they are all equal: log_normalizer.expand(...)), or a normaliser."
         )
 
 

@@ -85,6 +85,14 @@ class DistributionEnergy(Energy):
         return like_of(self).new_zeros(self.batch_shape)
 
 
+def tensors_of(distribution: Distribution) -> list[Tensor]:
+    """Every tensor that a distribution is made of; those of modules in it are their parameters and buffers."""
+    tensors: list[Tensor] = []
+    for _, leaf in _leaves(distribution):
+        tensors += [*leaf.parameters(), *leaf.buffers()] if isinstance(leaf, nn.Module) else [leaf]
+    return tensors
+
+
 def _copy_tree(node: Node) -> Node:
     """A shallow copy of each distribution, transform and list in the tree; tensors are shared, other things kept.
 

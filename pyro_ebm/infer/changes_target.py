@@ -14,6 +14,7 @@ from pyro_ebm.graphs.blocks import conditional_blocks, unbatched
 from pyro_ebm.graphs.graph import with_factors
 from pyro_ebm.infer.conditional_target import ConditionalDensity
 from pyro_ebm.infer.graph_target import GraphTarget, require_discrete
+from pyro_ebm.mcmc.changes import distances
 
 
 class ChangesDensity:
@@ -48,7 +49,7 @@ class ChangesDensity:
         value, gains = position.new_zeros(len(position)), None
         if self._smooth is not None:
             value, gradient = value_and_gradient(self._log_smooth, position)
-            gains = self._alternatives(position) * gradient.unsqueeze(-1)
+            gains = distances(self, position) * gradient.unsqueeze(-1)
         if self._local is not None:
             energy = self._local(self._target.values(position))
             value = value - sum_rightmost(energy, energy.dim() - 1)
@@ -59,14 +60,6 @@ class ChangesDensity:
     def _log_smooth(self, position: Tensor) -> Tensor:
         energy = cast(FactorGraph, self._smooth)(self._target.raveler.unravel(position))
         return -sum_rightmost(energy, energy.dim() - 1)
-
-    def _alternatives(self, position: Tensor) -> Tensor:
-        """How far each alternative is from the present value, `(chains, dim, alternatives)`."""
-        if self.num_alternatives == 1:
-            return (2 * (self.low - position) + self.spacing).unsqueeze(-1)
-        numbers = torch.arange(self.num_alternatives, device=position.device)
-        values = self.low.unsqueeze(-1) + self.spacing.unsqueeze(-1) * numbers
-        return values - position.unsqueeze(-1)
 
     def _by_tables(self, position: Tensor) -> Tensor:
         states = self._conditionals.states(position)

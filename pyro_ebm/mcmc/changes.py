@@ -72,6 +72,15 @@ def state_numbers(target: Changes, position: Tensor) -> Tensor:
     return ((position - target.low) / target.spacing).round()
 
 
+def distances(target: Changes, position: Tensor) -> Tensor:
+    """How far each alternative is from the present value, `(chains, dim, alternatives)`."""
+    if target.num_alternatives == 1:
+        return (2 * (target.low - position) + target.spacing).unsqueeze(-1)
+    numbers = torch.arange(target.num_alternatives, device=position.device)
+    values = target.low.unsqueeze(-1) + target.spacing.unsqueeze(-1) * numbers
+    return values - position.unsqueeze(-1)
+
+
 def metropolis(
     state: State, proposed: State, log_ratio: Tensor, uniform: Tensor, step_size: Tensor
 ) -> tuple[State, Info]:

@@ -1,0 +1,33 @@
+"""What an energy distribution asks of the object that supplies its log Z."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Size, Tensor
+
+from pyro_ebm.mcmc.moves import Density
+
+
+class Normalizer(Protocol):
+    """An object that supplies log Z, with the right gradient."""
+
+    def log_normalizer(self, distribution: Density, /) -> Tensor:
+        """Log of `∫ base(x) exp(-E(x)) dx` in nats.
+
+        Args:
+            distribution: as it was constructed, before any plate expanded it.
+
+        Returns:
+            A tensor that broadcasts to its batch shape `(*batch,)`, differentiable in the parameters.
+        """
+        ...
+
+
+@runtime_checkable
+class HasDraws(Protocol):
+    """A normaliser that can draw from the density."""
+
+    def draw(self, distribution: Density, sample_shape: Size) -> Tensor:
+        """Draws `(*sample, *batch, *event)` of a distribution as it was constructed."""
+        ...

@@ -1,0 +1,305 @@
+"""`PersistentWalkers`: weighted persistent chains that give the gradient of log Z, and track its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Size, Tensor
+
+from pyro_ebm._core.dtypes import like_of
+from pyro_ebm._core.errors import StepTooLargeError, WalkersDivergedError
+from pyro_ebm._core.randomness import seeded_generator
+from pyro_ebm.distributions._caller import ScoredSite, scored_site
+from pyro_ebm.distributions.normalizers.fingerprint import Fingerprint, fingerprint, same
+from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
+from pyro_ebm.distributions.normalizers.population import Population, counts, relative_ess
+from pyro_ebm.distributions.normalizers.start import started
+from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
+from pyro_ebm.mcmc.moves import Density, Move, Start, Tuning, move_for
+
+# One step of learning must leave this share of the walkers of use.
+_MIN_STEP_SHARE = 0.1
+
+
+class PersistentWalkers:
+    """Log Z by weighted persistent walkers: the default for learning.
+
+    Walkers start at draws of the base, where log Z is zero, and follow the density through every change of its
+    parameters: their weights take in the change (Jarzynski's work), and moves that leave the new density invariant let
+    them spread: Metropolis-adjusted Langevin where it is continuous; where it is discrete, the energy's own Gibbs step
+    or Gibbs with gradients. So log Z is *tracked*, and its gradient
+
+        ∇ log Z = -Σ_j w_j ∇E(y_j)
+
+    does not hang on how well the moves mix between modes. As a function of the parameters it is the surrogate
+    `sg[l] + log Σ_j w_j exp(-E(y_j) + sg[E(y_j)])`, whose value, gradient and Hessian are right. Walkers that drive the
+    gradient and walkers that track the value are separate, for those that learning has reacted to tell a log Z that is
+    too low.
+
+    They are refreshed once for every change of the parameters, detected by value, when a gradient is asked for; never
+    under `torch.no_grad`, and never inside MCMC, which needs `freeze()` where it samples parameters of the energy.
+
+    Args:
+        num_walkers: how many drive the gradient; as many more track log Z.
+        num_steps: of each refresh; by default 2 of Langevin dynamics, 1 of Gibbs, one for each element of Gibbs with
+            gradients.
+        num_groups: of trackers, whose spread gives the standard error.
+        generator: of all random numbers; by default one of its own, seeded from torch's.
+
+    References:
+        Carbone, Hua, Coste and Vanden-Eijnden 2023, Efficient training of energy-based models using Jarzynski equality.
+        Tieleman 2008, Training restricted Boltzmann machines using approximations to the likelihood gradient.
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_ebm import EnergyDistribution, NeuralEnergy
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.SiLU(), torch.nn.Linear(16, 1), torch.nn.Flatten(0))
+    >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    >>> walkers = PersistentWalkers(num_walkers=100)
+    >>> p = EnergyDistribution(NeuralEnergy(net, event_shape=(2,)), base, log_normalizer=walkers)
+    >>> p.log_prob(torch.zeros(5, 2)).mean().backward()
+    """
+
+    def __init__(
+        self,
+        num_walkers: int = 1000,
+        *,
+        num_steps: int | None = None,
+        num_groups: int = 16,
+        generator: Generator | None = None,
+    ) -> None:
+        if num_walkers < 4 or (num_steps is not None and num_steps < 1):
+            raise ValueError(
+                f"PersistentWalkers: got num_walkers={num_walkers} and num_steps={num_steps}, expected at least 4 "
+                "walkers and 1 step."
+            )
+        self._count, self._num_groups = counts(2 * num_walkers, num_groups)
+        self.num_steps = num_steps
+        self._generator = generator
+        self._population: Population | None = None
+        self._fingerprint: Fingerprint = ()
+        self._move: Move | None = None
+        self.is_frozen = False
+        self.num_refreshes = 0
+        self.acceptance_rate = float("nan")
+
+    # What an energy distribution asks
+
+    def log_normalizer(self, distribution: Density, /) -> Tensor:
+        """See `Normalizer`.
+
+        Raises:
+            NormalizerError: if the walkers have nowhere to start: a density without a base.
+            StepTooLargeError: if the parameters changed too much at once.
+            WalkersDivergedError: if walkers or their energies are not finite.
+            AnchorError: if they are frozen too far from the present parameters.
+            StochasticPotentialError: under MCMC over parameters of the energy, if they are not frozen.
+            CompiledWalkersError: in a program that is being traced or compiled.
+        """
+        if not self.is_frozen:
+            refuse_compilation()
+        site = scored_site()
+        in_mcmc = site is not None and site.moved is not None
+        population = self._ready(distribution)
+        if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
+            return self._off_anchor(distribution, population, site)
+        value = population.value.detach().requires_grad_(population.value.is_floating_point())
+        log_density = distribution.unnormalized_log_prob(value)
+        now = fingerprint(distribution)
+        if same(now, self._fingerprint, log_density, population.log_density):
+            drivers = log_density[: population.num_drivers]
+        else:
+            population = self._refreshed(distribution, population, value, log_density, self.num_steps)
+            self._fingerprint = now
+            drivers = distribution.unnormalized_log_prob(population.value[: population.num_drivers])
+        anchor = population.log_density[: population.num_drivers]
+        return surrogate(population.log_normalizer(), population.driver_log_weights(), drivers, anchor)
+
+    def _off_anchor(self, distribution: Density, population: Population, site: ScoredSite | None) -> Tensor:
+        """Log Z by all walkers where they are, which are not moved."""
+        log_density = distribution.unnormalized_log_prob(population.value)
+        log_weights = population.all_log_weights()
+        if not self.is_frozen:
+            check_potential(log_density, site)
+        elif site is None or site.moved is None:
+            check_anchor(log_weights, log_density.detach(), population.log_density)
+        return surrogate(population.log_normalizer(), log_weights, log_density, population.log_density)
+
+    def _ready(self, distribution: Density) -> Population:
+        """The walkers, started if this is the first call."""
+        if self._population is None:
+            with torch.no_grad():
+                if self._generator is None:
+                    self._generator = seeded_generator(like_of(distribution.energy).device)
+                self._population = started(distribution, self._count, self._num_groups, self._generator)
+            self._fingerprint = fingerprint(distribution)
+        if self._move is None:
+            self._move = move_for(distribution)
+        return self._population
+
+    def _refreshed(
+        self, distribution: Density, old: Population, value: Tensor, log_density: Tensor, num_steps: int | None
+    ) -> Population:
+        """The walkers of a changed density: reweighted, resampled if need be, and moved."""
+        move, generator = self._move, self._generator
+        if move is None or generator is None:
+            raise RuntimeError("walkers were not started")
+        if not bool(torch.isfinite(log_density).all()):
+            raise WalkersDivergedError(
+                f"after {self.num_refreshes} refreshes: got an energy that is not finite at the walkers (their largest "
+                f"coordinate is {float(value.detach().abs().max()):.3g}). The parameters may not be finite any more: "
+                "lower the learning rate, clip gradients, or give a base that confines the density."
+            )
+        population = old.reweighted(log_density.detach())
+        share = float(relative_ess(population.log_weight - old.log_weight).min())
+        if share < _MIN_STEP_SHARE:
+            raise StepTooLargeError(
+                f"after {self.num_refreshes} refreshes: got a change of the energy after which {share:.1%} of the "
+                f"walkers count, expected at least {_MIN_STEP_SHARE:.0%}. Lower the learning rate, or clip gradients; "
+                "if the energy is conditional and its contexts change from call to call, use ConditionalWalkers."
+            )
+        (gradient,) = (
+            torch.autograd.grad(log_density.sum(), value, retain_graph=False, allow_unused=True)
+            if value.requires_grad and log_density.requires_grad
+            else (None,)
+        )
+        fresh = population.resampled(generator)
+        start = None
+        if gradient is not None and fresh is population:
+            start = Start(log_density.detach(), gradient)
+        moved = move(
+            distribution,
+            fresh.value,
+            fresh.tuning,
+            generator,
+            num_steps=num_steps or self.num_steps or move.usual_steps,
+            start=start,
+        )
+        if not bool(torch.isfinite(moved.value).all()):
+            raise WalkersDivergedError(
+                f"after {self.num_refreshes} refreshes: got walkers that are not finite. Give a base that confines the "
+                "density, or lower the learning rate."
+            )
+        self.num_refreshes += 1
+        self.acceptance_rate = float(moved.acceptance_rate.mean())
+        self._population = fresh._replace(value=moved.value, log_density=moved.log_density, tuning=moved.tuning)
+        return self._population
+
+    # What a user asks
+
+    @property
+    def value(self) -> Tensor:
+        """Log Z at the anchor, in nats, `(*batch,)`.
+
+        Raises:
+            RuntimeError: before the first call.
+        """
+        return self._required().log_normalizer()
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of `value`, in nats, `(*batch,)`, by the spread of the groups of trackers."""
+        return self._required().standard_error()
+
+    @property
+    def ess(self) -> Tensor:
+        """The share of the walkers that drive the gradient which count, `(*batch,)`."""
+        population = self._required()
+        return relative_ess(population.log_weight[: population.num_drivers])
+
+    def report(self) -> dict[str, Tensor]:
+        """What there is to know of the walkers, each `(*batch,)` or `()`."""
+        return {
+            "log_normalizer": self.value,
+            "log_normalizer_error": self.standard_error,
+            "ess": self.ess,
+            "acceptance_rate": torch.tensor(self.acceptance_rate),
+        }
+
+    def refresh(self, distribution: Density, num_steps: int) -> None:
+        """Follow the density to its present parameters, and move the walkers there for long."""
+        with torch.no_grad():
+            population = self._ready(distribution)
+            log_density = distribution.unnormalized_log_prob(population.value)
+            self._refreshed(distribution, population, population.value, log_density, num_steps)
+            self._fingerprint = fingerprint(distribution)
+
+    def freeze(self) -> None:
+        """Hold the walkers where they are: log Z becomes a fixed function of the parameters, fit for MCMC over them.
+
+        It is right near the parameters where they are frozen; `AnchorError` says where it is not.
+        """
+        self._required()
+        self.is_frozen = True
+
+    def unfreeze(self) -> None:
+        """Let the walkers follow the parameters again."""
+        self.is_frozen = False
+
+    def draw(self, distribution: Density, sample_shape: Size) -> Tensor:
+        """Values of walkers, by their weights, and moved on: draws that are as good as the walkers.
+
+        Returns:
+            `(*sample, *batch, *event)`.
+        """
+        with torch.no_grad():
+            population = self._ready(distribution)
+            move, generator = self._move, self._generator
+            if move is None or generator is None:
+                raise RuntimeError("walkers were not started")
+            weights = population.all_log_weights().exp()
+            count, batch = sample_shape.numel(), weights.shape[1:]
+            index = torch.multinomial(weights.reshape(len(weights), -1).mT, count, True, generator=generator)
+            index = index.mT.reshape(count, *batch, *[1] * len(distribution.event_shape))
+            value = population.value.take_along_dim(index, 0)
+            moved = move(distribution, value, population.tuning, generator, num_steps=10 * move.usual_steps)
+            return moved.value.reshape(distribution_shape(distribution, sample_shape))
+
+    def _required(self) -> Population:
+        if self._population is None:
+            raise RuntimeError("PersistentWalkers: got no walkers yet, expected a log_prob of the distribution first.")
+        return self._population
+
+    # Saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on: walkers, weights, log Z and the state of the generator."""
+        return {
+            "population": None if self._population is None else self._population._asdict(),
+            "tuning": None if self._population is None else self._population.tuning._asdict(),
+            "fingerprint": tuple(self._fingerprint),
+            "generator": None if self._generator is None else self._generator.get_state(),
+            "is_frozen": self.is_frozen,
+            "num_refreshes": self.num_refreshes,
+            "acceptance_rate": self.acceptance_rate,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        saved = state["population"]
+        self._population = None if saved is None else Population(**{**saved, "tuning": Tuning(**state["tuning"])})
+        self._fingerprint = tuple(state["fingerprint"])
+        self._generator = None
+        if state["generator"] is not None:
+            self._generator = Generator("cpu" if self._population is None else self._population.value.device)
+            self._generator.set_state(state["generator"])
+        self.is_frozen, self.num_refreshes = state["is_frozen"], state["num_refreshes"]
+        self.acceptance_rate = state["acceptance_rate"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Generators are not pickled; their states are."""
+        kept = {"_count", "_num_groups", "num_steps"}
+        return {**{name: vars(self)[name] for name in kept}, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what was pickled."""
+        saved = state.pop("state")
+        vars(self).update(state)
+        self._move = None
+        self.load_state_dict(saved)
+
+
+def distribution_shape(distribution: Density, sample_shape: Size) -> Size:
+    """Of draws, `(*sample, *batch, *event)`."""
+    return sample_shape + distribution.batch_shape + distribution.event_shape

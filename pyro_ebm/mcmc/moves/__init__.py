@@ -1,0 +1,45 @@
+"""Moves of many walkers that leave a density invariant, chosen by its support."""
+
+from pyro_ebm._core.protocols import HasGibbsStep
+from pyro_ebm.mcmc.moves.gibbs_move import GibbsMove
+from pyro_ebm.mcmc.moves.gibbs_with_gradients_move import GibbsWithGradientsMove
+from pyro_ebm.mcmc.moves.langevin_move import LangevinMove
+from pyro_ebm.mcmc.moves.move import Density, Move, Moved, Start, Tuning
+
+
+def move_for(density: Density) -> Move:
+    """The move that fits a density.
+
+    MALA where it is continuous; where it is discrete its energy's own Gibbs step, if it has one (and there is no base
+    that the step would not know of), else Gibbs with gradients.
+
+    Raises:
+        EnergySupportError: if it is discrete with infinitely many states.
+    """
+    if density.support.is_discrete and density.base is None and isinstance(density.energy, HasGibbsStep):
+        return GibbsMove()
+    return annealing_move_for(density)
+
+
+def annealing_move_for(density: Density) -> Move:
+    """The move that fits the densities between a reference and a density, whose energy's own step would not.
+
+    Raises:
+        EnergySupportError: if it is discrete with infinitely many states.
+    """
+    kind = GibbsWithGradientsMove if density.support.is_discrete else LangevinMove
+    return kind(density.support, density.event_shape)
+
+
+__all__ = [
+    "Density",
+    "GibbsMove",
+    "GibbsWithGradientsMove",
+    "LangevinMove",
+    "Move",
+    "Moved",
+    "Start",
+    "Tuning",
+    "annealing_move_for",
+    "move_for",
+]
