@@ -14,6 +14,7 @@ from pyro_ebm._core.errors import (
     UnnormalizedError,
     UnnormalizedObservationError,
 )
+from pyro_ebm._core.estimate import Estimate
 from pyro_ebm._core.supports import spin
 from pyro_ebm.diagnostics.plots import plot_graph
 from pyro_ebm.distributions import (
@@ -92,7 +93,7 @@ from pyro_ebm.infer import (
     init_to_pathfinder,
     to_arviz,
 )
-from pyro_ebm.models import ICAR, GaussianMRF, Ising, Potts, SpinGlass
+from pyro_ebm.models import ICAR, RBM, GaussianMRF, Ising, Potts, SpinGlass
 
 __all__ = [
     "AdjustedMCLMC",
@@ -114,6 +115,7 @@ __all__ = [
     "EnergyDistribution",
     "EnergyShapeError",
     "EnergySupportError",
+    "Estimate",
     "FactorGraph",
     "FieldEnergy",
     "FunctionEnergy",
@@ -145,6 +147,7 @@ __all__ = [
     "Potts",
     "PottsEnergy",
     "QuadraticEnergy",
+    "RBM",
     "RandomWalk",
     "ReferenceEnergy",
     "Ring",
