@@ -22,6 +22,7 @@ from pyro_ebm._core.errors import (
     UnnormalizedObservationError,
     WalkersDivergedError,
 )
+from pyro_ebm._core.estimate import Estimate
 from pyro_ebm._core.supports import spin
 from pyro_ebm.diagnostics.plots import plot_graph
 from pyro_ebm.distributions import (
@@ -101,7 +102,7 @@ from pyro_ebm.infer import (
     init_to_pathfinder,
     to_arviz,
 )
-from pyro_ebm.models import ICAR, GaussianMRF, Ising, Potts, SpinGlass
+from pyro_ebm.models import ICAR, RBM, GaussianMRF, Ising, Potts, SpinGlass
 
 __all__ = [
     "AdjustedMCLMC",
@@ -125,6 +126,7 @@ __all__ = [
     "EnergyDistribution",
     "EnergyShapeError",
     "EnergySupportError",
+    "Estimate",
     "FactorGraph",
     "FieldEnergy",
     "FunctionEnergy",
@@ -159,6 +161,7 @@ __all__ = [
     "Potts",
     "PottsEnergy",
     "QuadraticEnergy",
+    "RBM",
     "RandomWalk",
     "ReferenceEnergy",
     "Ring",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ebm import (
+    RBM,
     BilinearEnergy,
     DistributionEnergy,
     DoubleWell,
@@ -306,6 +307,16 @@ def _batched_bilinear(dtype: torch.dtype, seed: int) -> Energy:
     return BilinearEnergy(nn.Parameter(randn(seed, 4, 2, 3, dtype=dtype)))
 
 
+def _rbm(*batch: int) -> Callable[[torch.dtype, int], Energy]:
+    """A machine with all its parts at random; its parameters are learned."""
+    shapes = [(4, 3), (4,), (3,)]
+    return lambda dtype, seed: RBM.from_tensors(
+        *(nn.Parameter(randn(10 * seed + k, *batch, *shape, dtype=dtype)) for k, shape in enumerate(shapes)),
+        visible_offset=randn(10 * seed + 8, *batch, 4, dtype=dtype).sigmoid(),
+        hidden_offset=randn(10 * seed + 9, *batch, 3, dtype=dtype).sigmoid(),
+    )
+
+
 def _graph(dtype: torch.dtype, seed: int) -> FactorGraph:
     g = FactorGraph()
     x = g.variable("x", num_states=3, shape=(2, 2))
@@ -390,6 +401,8 @@ ENERGIES = [
     ),
     EnergyCase("bilinear_batch", _batched_bilinear, ((2,), (3,)), (reals(2), reals(3)), (4,)),
     EnergyCase("sum_to_zero", lambda dtype, seed: SumToZeroEnergy(3, randn(seed, dtype=dtype)), ((3,),), (reals(3),)),
+    EnergyCase("rbm", _rbm(), ((4,),), (integers(2, 4),), discrete=True),
+    EnergyCase("rbm_batch", _rbm(2, 5), ((4,),), (integers(2, 4),), (2, 5), discrete=True),
     EnergyCase("graph", _graph, ((2, 2), (3,)), (integers(3, 2, 2), spins(3)), discrete=True),
     EnergyCase("graph_batch", _conditioned_graph, ((2,), (3,)), (integers(3, 2), spins(3)), (4,), discrete=True),
     EnergyCase("correlated_gaussian", lambda dtype, _: correlated_gaussian(3, 0.7, dtype=dtype), ((3,),), (reals(3),)),

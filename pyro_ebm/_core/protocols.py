@@ -1,5 +1,6 @@
 """What the layers ask of one another."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Generator, Size, Tensor
@@ -34,17 +35,41 @@ class HasLogPartition(Protocol):
 
 @runtime_checkable
 class HasGibbsStep(Protocol):
-    """An energy with a transition of its own that leaves its density invariant."""
+    """An energy with a transition of its own, which leaves `exp(-E)` invariant, and is not reversible in general."""
 
     def gibbs_step(self, value: Tensor, generator: Generator | None = None) -> Tensor:
-        """Values `(*lead, *event)` to new ones."""
+        """The next values of chains at `(*sample, *batch, *event)`, detached, of the same shape."""
         ...
 
 
 @runtime_checkable
 class HasReference(Protocol):
-    """An energy with a normalised distribution near its density, from which annealing starts."""
+    """An energy with a normalised distribution near its density: where annealing and walkers start."""
 
     def reference(self) -> Distribution:
-        """The distribution, over events of the energy's shape."""
+        """A distribution with the energy's event shape and support, and cheap exact draws."""
+        ...
+
+
+class AnnealingPath(Protocol):
+    """A path of densities from a normalised one, at β = 0, to an unnormalised one, at β = 1."""
+
+    def __call__(self, values: Tensor, /) -> Callable[[Tensor], Tensor]:
+        """Values `(chains, *batch, *event)` to a function of β, which gives the log density there, `(chains, *batch)`.
+
+        What does not depend on β is computed once.
+        """
+        ...
+
+    def move(self, values: Tensor, log_density: Callable[[Tensor], Tensor], beta: Tensor, /) -> Tensor:
+        """The next values of chains, by a transition that leaves the density at β invariant."""
+        ...
+
+
+@runtime_checkable
+class HasAnnealingPath(Protocol):
+    """An energy with a better path than the geometric one, and transitions along it."""
+
+    def annealing_path(self, generator: Generator | None = None) -> AnnealingPath:
+        """The path from its reference to itself; the generator is of the transitions."""
         ...

@@ -7,6 +7,7 @@ Each is over single elements (event shape `()`), so that a factor graph applies 
 from torch import Tensor
 
 from pyro_ebm._core.errors import EnergyShapeError
+from pyro_ebm._core.products import rows_times
 from pyro_ebm.energies.energy import Energy
 
 
@@ -122,9 +123,7 @@ class BilinearEnergy(Energy):
 
     def forward(self, v: Tensor, h: Tensor) -> Tensor:
         """The energy at `(*sample, *batch, n)` and `(*sample, *batch, m)`, `(*sample, *batch)`."""
-        weight = self.weight
-        product = v.to(weight) @ weight if weight.dim() == 2 else (v.to(weight).unsqueeze(-2) @ weight).squeeze(-2)
-        return -(product * h).sum(-1)
+        return -(rows_times(v.to(self.weight), self.weight) * h).sum(-1)
 
 
 class SumToZeroEnergy(Energy):
