@@ -104,7 +104,7 @@ class PersistentWalkers:
         population = self._ready(distribution)
         if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
             return self._off_anchor(distribution, population, site)
-        value = population.value.detach().requires_grad_(population.value.is_floating_point())
+        value = population.value.detach().requires_grad_(self._move is not None and self._move.needs_gradient)
         log_density = distribution.unnormalized_log_prob(value)
         now = fingerprint(distribution)
         if same(now, self._fingerprint, log_density, population.log_density):
@@ -164,18 +164,13 @@ class PersistentWalkers:
             if value.requires_grad and log_density.requires_grad
             else (None,)
         )
-        fresh = population.resampled(generator)
         start = None
-        if gradient is not None and fresh is population:
-            start = Start(log_density.detach(), gradient)
-        moved = move(
-            distribution,
-            fresh.value,
-            fresh.tuning,
-            generator,
-            num_steps=num_steps or self.num_steps or move.usual_steps,
-            start=start,
-        )
+        with torch.no_grad():
+            fresh = population.resampled(generator)
+            if gradient is not None and fresh is population:
+                start = Start(log_density.detach(), gradient)
+            steps = num_steps or self.num_steps or move.usual_steps
+            moved = move(distribution, fresh.value, fresh.tuning, generator, num_steps=steps, start=start)
         if not bool(torch.isfinite(moved.value).all()):
             raise WalkersDivergedError(
                 f"after {self.num_refreshes} refreshes: got walkers that are not finite. Give a base that confines the "

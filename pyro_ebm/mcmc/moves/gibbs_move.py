@@ -15,6 +15,7 @@ class GibbsMove:
     """Gibbs steps of all walkers: nothing is rejected."""
 
     usual_steps = 1
+    needs_gradient = False
 
     def tune(self, value: Tensor) -> Tuning:
         """See `Move`: there is nothing to tune."""

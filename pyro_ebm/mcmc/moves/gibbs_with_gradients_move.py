@@ -27,6 +27,8 @@ class GibbsWithGradientsMove:
         EnergySupportError: if the support is not finite.
     """
 
+    needs_gradient = True
+
     def __init__(self, support: Constraint, event_shape: Size) -> None:
         found = state_range(support)
         if found is None:

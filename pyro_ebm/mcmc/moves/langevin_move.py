@@ -30,6 +30,7 @@ class LangevinMove:
     """
 
     usual_steps = 2
+    needs_gradient = True
 
     def __init__(self, support: Constraint, event_shape: Size) -> None:
         self._transform: Transform | None = None

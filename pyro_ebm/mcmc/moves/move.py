@@ -92,6 +92,11 @@ class Move(Protocol):
         """How many steps make a move, where the user does not say."""
         ...
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it asks for the density's gradient, which is then to be given at the start."""
+        ...
+
     def tune(self, value: Tensor) -> Tuning:
         """First tuning, from walkers `(walkers, *batch, *event)` spread like the density."""
         ...
