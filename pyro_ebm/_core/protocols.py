@@ -3,6 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 from torch import Size, Tensor
+from torch.distributions.constraints import Constraint
 
 
 class LogDensity(Protocol):
@@ -28,4 +29,37 @@ class HasLogPartition(Protocol):
 
     def log_partition(self) -> Tensor:
         """Log Z in nats, `(*batch,)`, differentiable in the parameters."""
+        ...
+
+
+@runtime_checkable
+class Density(Protocol):
+    """What an objective trains: any torch or Pyro distribution, normalised or not."""
+
+    @property
+    def batch_shape(self) -> Size:
+        """The shape of a batch of densities."""
+        ...
+
+    @property
+    def event_shape(self) -> Size:
+        """The shape of one event."""
+        ...
+
+    @property
+    def support(self) -> Constraint:
+        """Where events live."""
+        ...
+
+    def log_prob(self, value: Tensor, /) -> Tensor:
+        """`(*sample, *batch, *event)` to `(*sample, *batch)`."""
+        ...
+
+
+@runtime_checkable
+class UnnormalizedDensity(Protocol):
+    """A density whose log Z can be left out."""
+
+    def unnormalized_log_prob(self, value: Tensor, /) -> Tensor:
+        """Log density up to a constant, `(*sample, *batch, *event)` to `(*sample, *batch)`."""
         ...
