@@ -7,11 +7,11 @@ from typing import ClassVar
 from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
-from pyro_ebm._core.randomness import normal
 from pyro_ebm.objectives.checks import at_least, positive
 from pyro_ebm.objectives.data import Domain, log_density
 from pyro_ebm.objectives.fitted import DataScale
 from pyro_ebm.objectives.objective import Objective, Report, Trained
+from pyro_ebm.objectives.perturbations import mirrored_normal
 
 
 class ConditionalNoiseContrastive(Objective):
@@ -27,11 +27,12 @@ class ConditionalNoiseContrastive(Objective):
 
     Args:
         scale: ε, in units of the standard deviation that each element has in the data of the first call.
-        num_noise: the noise draws for each datum.
+        num_noise: the noise draws for each datum, in opposite pairs `±ξ`: an even number has less variance.
 
     References:
         Ceylan and Gutmann 2018, Conditional noise-contrastive estimation of unnormalised models.
 
+    >>> import torch
     >>> from pyro_ebm import EnergyDistribution, Ring
     >>> ring = Ring(2.0, 0.3)
     >>> loss, report = ConditionalNoiseContrastive()(EnergyDistribution(ring), ring.sample((100,)))
@@ -50,7 +51,7 @@ class ConditionalNoiseContrastive(Objective):
     def _loss(self, distribution: Trained, data: Tensor, generator: Generator | None) -> tuple[Tensor, Report]:
         density = self._reference(distribution)
         unit = self.data_scale(data, len(density.event_shape), "ConditionalNoiseContrastive")
-        noise = data + self.scale * unit * normal((self.num_noise, *data.shape), data, generator)
+        noise = data + self.scale * unit * mirrored_normal(self.num_noise, data.shape, data, generator)
         at_noise = log_density(density, noise, "noise", may_be_forbidden=True)
         log_odds = log_density(density, data, "data") - at_noise
         loss = softplus(-log_odds).mean()

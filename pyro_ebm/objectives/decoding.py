@@ -89,7 +89,6 @@ class Decoder:
             if extra is not None:
                 graph = join([graph])
                 support = strip_independent(self.variable.support)
-                elements = graph[self.variable.name][torch.arange(self.variable.numel)]
-                elements = elements if self.variable.shape else graph[self.variable.name]
-                graph.factor(TableEnergy(extra.to(like_of(self.graph)), arity=1, support=support), elements)
+                added = TableEnergy(extra.to(like_of(self.graph)), arity=1, support=support)
+                graph.factor(added, graph[self.variable.name][torch.arange(self.variable.numel)])
             return graph.mode()[self.variable.name]

@@ -9,10 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import Density
-from pyro_ebm._core.randomness import normal
 from pyro_ebm.objectives.checks import positive
 from pyro_ebm.objectives.data import Domain
 from pyro_ebm.objectives.objective import Objective, Report, Trained
+from pyro_ebm.objectives.perturbations import mirrored_normal
 from pyro_ebm.objectives.score import Score
 
 
@@ -20,7 +20,9 @@ class DenoisingScoreMatching(Objective):
     """Match the score of the data smoothed by Gaussian noise, by pointing from noisy data back at the data.
 
     With `ξ` standard normal, `loss = E[½ |σ s(x + σ ξ) + ξ|²]`, least where `s = ∇ log (p_data * N(0, σ²))`: **the
-    density learned is the smoothed one**, whose covariance is larger by σ²: small σ has little bias and much variance.
+    density learned is the smoothed one**, whose covariance is larger by σ²; take it off to have that of the data. Each
+    datum has an opposite pair of noises ±ξ, so that a small σ, which has little bias, has no more variance than sliced
+    score matching.
 
     Use it where second derivatives cost too much, or for energies with kinks, or, with several levels, to learn a whole
     family of densities to go downhill along. Like all score matching it is blind to the masses of modes further apart
@@ -65,6 +67,6 @@ class DenoisingScoreMatching(Objective):
 
     def _at_level(self, distribution: Trained, data: Tensor, level: float, generator: Generator | None) -> Tensor:
         density = distribution if isinstance(distribution, Density) else distribution(data.new_tensor(level))
-        noise = normal(data.shape, data, generator)
+        noise = mirrored_normal(2, data.shape, data, generator)
         score = Score(density, data + level * noise, "noise")
         return 0.5 * (level * score.value + noise.reshape(score.value.shape)).square().sum(-1).mean()

@@ -14,6 +14,7 @@ from pyro_ebm.objectives.checks import at_least, positive
 from pyro_ebm.objectives.data import Domain, log_density
 from pyro_ebm.objectives.fitted import DataScale
 from pyro_ebm.objectives.objective import Objective, Report, Trained
+from pyro_ebm.objectives.perturbations import mirrored_normal
 
 
 class EnergyDiscrepancy(Objective):
@@ -22,7 +23,8 @@ class EnergyDiscrepancy(Objective):
     With `y = x + √t s ξ`, `x_j = y + √t s ξ_j`, where ξ are standard normal and s is the data's spread,
     `loss = E[log (w/M + 1/M Σ_j exp(E(x) - E(x_j)))]` nats. As M grows it is
     `E_data[E(x)] + E[log ∫ exp(-E(x')) N(x'; y, t s²) dx']`, least where p is the data's density, for any t: over
-    small t it is `t` times score matching, for large t the negative log-likelihood less a constant.
+    small t it is `t` times score matching, for large t the negative log-likelihood less a constant. Each datum has an
+    opposite pair of y, by ±ξ, with M perturbations each: at the same cost, the variance is several times smaller.
 
     Use it for densities of few dims, with several modes as well: no other objective without MCMC was as accurate on
     those. Not in many dims, where the M perturbed points miss the data's neighbourhood; there w alone holds the loss.
@@ -30,7 +32,7 @@ class EnergyDiscrepancy(Objective):
     Args:
         t: the variance of each perturbation, in units of the variance that each element has in the data of the first
             call. About half of the distance between modes, squared, is good.
-        num_perturbations: M.
+        num_perturbations: 2 M, an even number: the perturbed points for each datum.
         w: bounds what one low energy may do; it adds a bias that falls as w/M.
 
     References:
@@ -52,15 +54,17 @@ class EnergyDiscrepancy(Objective):
     def __init__(self, t: float = 0.25, num_perturbations: int = 16, w: float = 1.0) -> None:
         super().__init__()
         self.t = positive(t, "EnergyDiscrepancy", "t")
-        self.num_perturbations = at_least(1, num_perturbations, "EnergyDiscrepancy", "num_perturbations")
+        self.num_perturbations = at_least(2, num_perturbations, "EnergyDiscrepancy", "num_perturbations")
+        if num_perturbations % 2:
+            raise ValueError(f"EnergyDiscrepancy: got num_perturbations={num_perturbations}, expected an even number.")
         self.w = checked_stabiliser(w, "EnergyDiscrepancy")
         self.data_scale = DataScale()
 
     def _loss(self, distribution: Trained, data: Tensor, generator: Generator | None) -> tuple[Tensor, Report]:
         density = self._reference(distribution)
         unit = math.sqrt(self.t) * self.data_scale(data, len(density.event_shape), "EnergyDiscrepancy")
-        once = data + unit * normal(data.shape, data, generator)
-        twice = once + unit * normal((self.num_perturbations, *data.shape), data, generator)
+        once = data + unit * mirrored_normal(2, data.shape, data, generator)
+        twice = once + unit * normal((self.num_perturbations // 2, *once.shape), data, generator)
         return discrepancy(density, data, twice, self.w)
 
 
@@ -70,7 +74,7 @@ def discrepancy(density: Density, data: Tensor, perturbed: Tensor, w: float) -> 
     Args:
         density: the density.
         data: `(*sample, *batch, *event)`.
-        perturbed: `(M, *sample, *batch, *event)`.
+        perturbed: `(M, ..., *sample, *batch, *event)`.
         w: the stabiliser.
     """
     at_perturbed = log_density(density, perturbed, "noise", may_be_forbidden=True)

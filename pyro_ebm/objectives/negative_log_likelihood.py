@@ -46,6 +46,7 @@ def _log_partition(density: Density, data: Tensor) -> Tensor:
     if getattr(density, "base", None) is not None or not isinstance(energy, HasLogPartition):
         raise UnnormalizedError(
             f"NegativeLogLikelihood: got {density!r}, which has no exact log Z, expected an energy with "
-            "log_partition(), and without a base. Use an objective that needs no log Z: NoiseContrastive, ScoreMatching, ..."
+            "log_partition(), and without a base. Use an objective that needs no log Z, "
+            "such as NoiseContrastive."
         )
     return energy.log_partition().expand(density.batch_shape)

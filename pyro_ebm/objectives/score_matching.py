@@ -32,7 +32,7 @@ class ScoreMatching(Objective):
     >>> import torch
     >>> from pyro_ebm import EnergyDistribution, QuadraticEnergy
     >>> loss, _ = ScoreMatching()(EnergyDistribution(QuadraticEnergy(torch.eye(2))), torch.ones(5, 2))
-    >>> loss
+    >>> loss.detach()
     tensor(-1.)
     """
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from pyro_ebm._core.errors import TreewidthError
 from pyro_ebm._core.protocols import Density
-from pyro_ebm._core.supports import num_states, state_range
-from pyro_ebm.graphs.blocks import conditional_blocks, unbatched
-from pyro_ebm.graphs.conditionals import ElementBlock
+from pyro_ebm._core.supports import state_range
+from pyro_ebm.graphs.tables import LogTables
 from pyro_ebm.objectives.data import lead_of, log_density
 from pyro_ebm.objectives.decoding import graph_of
 
@@ -33,19 +32,37 @@ def site_changes(density: Density, data: Tensor) -> tuple[Tensor, Tensor]:
     low, step, states = cast(tuple[int, int, int], state_range(density.support))
     lead, size = lead_of(density, data), density.event_shape.numel()
     numbers = ((data - low) / step).round().long().reshape(*lead, size)
-    blocks = _blocks(density)
-    if blocks is None:
+    tables = _tables(density)
+    if tables is None:
         return _by_evaluation(density, data, low + step * torch.arange(states), numbers), numbers
     log_density(density, data, "data")  # whether it is finite
-    flat = numbers.reshape(-1, density.batch_shape.numel() * size).mT.to(blocks[0].bias.dtype)
-    own = [flat[block.elements] for block in blocks]
-    parts = []
-    for block in blocks:
-        logits = block.logits(own, ())
-        parts.append(torch.stack([torch.zeros_like(logits), logits]) if states == 2 else logits)
-    order = torch.cat([block.elements for block in blocks]).argsort()
-    weights = torch.cat(parts, 1)[:, order]  # (K, batch * n, samples)
-    return weights.permute(2, 1, 0).reshape(*lead, size, states), numbers
+    return _by_tables(tables, numbers, states), numbers
+
+
+def _by_tables(tables: LogTables, numbers: Tensor, states: int) -> Tensor:
+    """The sum of what each factor says of its elements: the row of its table that its other elements' states choose."""
+    weights = tables.like.new_zeros(*numbers.shape, states)
+    for group in tables.groups:
+        scopes = group.scopes.to(numbers.device)
+        table = group.log_potentials.expand(*group.log_potentials.shape[: -group.arity - 1], len(scopes), *group.sizes)
+        for place in range(group.arity):
+            if group.arity == 1:
+                chosen = table.expand(*numbers.shape[:-1], len(scopes), states)
+            else:
+                rows = table.movedim(table.dim() - group.arity + place, -1).flatten(-group.arity, -2)
+                row = _row(numbers[..., scopes], place, states)
+                index = row[..., None, None].expand(*row.shape, 1, states)
+                chosen = rows.expand(*row.shape, *rows.shape[-2:]).gather(-2, index).squeeze(-2)
+            weights = weights.index_add(-2, scopes[:, place], chosen)
+    return weights
+
+
+def _row(states_of_scopes: Tensor, place: int, states: int) -> Tensor:
+    """The number of the row that the other elements' states choose, `(*lead, F, r)` to `(*lead, F)`."""
+    row = torch.zeros_like(states_of_scopes[..., 0])
+    for other in range(states_of_scopes.shape[-1]):
+        row = row if other == place else row * states + states_of_scopes[..., other]
+    return row
 
 
 def _by_evaluation(density: Density, data: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
@@ -75,12 +92,12 @@ def log_ratios(density: Density, data: Tensor) -> Tensor:
     return others - weights.gather(-1, numbers.unsqueeze(-1))
 
 
-def _blocks(density: Density) -> list[ElementBlock] | None:
-    """The conditional distributions of a graph's elements, if the density is one, and its factors are local."""
+def _tables(density: Density) -> LogTables | None:
+    """The tables of the density's graph, if it is one, and its factors are local."""
     graph = graph_of(density)
-    if graph is None or graph.batch_shape != density.batch_shape or num_states(density.support) == 1:
+    if graph is None:
         return None
     try:
-        return conditional_blocks(unbatched(graph.log_tables()))
+        return graph.log_tables()
     except TreewidthError:
         return None
