@@ -20,7 +20,8 @@ class ConcreteScoreMatching(Objective):
     which is `E_data |c - c_data|²` up to a constant: for the reverse change, from x' to the datum x, has the ratio 1/r.
 
     Use it for small problems with smooth probabilities, where the score itself is wanted. Not where ratios are large:
-    `r²` has no bound, and makes for heavy tails (a loss that overflows raises); `PseudoLikelihood` is the safe choice.
+    `r²` has no bound, and makes for heavy tails, or where some states are forbidden (a loss that is not finite raises);
+    `PseudoLikelihood` is the safe choice.
 
     References:
         Meng, Choi, Song and Ermon 2022, Concrete score matching: generalized score matching for discrete data.

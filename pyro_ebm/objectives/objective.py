@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from pyro_ebm._core.errors import NonFiniteError
 from pyro_ebm._core.protocols import Density
+from pyro_ebm.energies import Energy
 from pyro_ebm.objectives.data import Domain, checked_data
 
 Report = dict[str, Tensor]
@@ -57,7 +58,7 @@ class Objective(nn.Module, ABC):
         loss, report = self._loss(distribution, data, generator)
         if not bool(loss.isfinite()):
             raise NonFiniteError(
-                f"{what}: got a loss of {float(loss)}, though the log densities in it are finite: it overflows. "
+                f"{what}: got a loss of {float(loss.detach())}, though the log densities in it are finite: it overflows. "
                 "Lower the learning rate, clip gradients, use float64, or a base that confines."
             )
         loss = loss if torch.is_grad_enabled() else loss.detach()
@@ -71,7 +72,7 @@ class Objective(nn.Module, ABC):
         """The distribution, or the first of a family."""
         if isinstance(distribution, Density):
             return distribution
-        if self.levels and callable(distribution):
+        if self.levels and callable(distribution) and not isinstance(distribution, Energy):
             return distribution(torch.tensor(self.levels[0]))
         expected = "a distribution, or a callable from a noise level to one" if self.levels else "a distribution"
         raise TypeError(
