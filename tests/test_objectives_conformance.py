@@ -153,9 +153,8 @@ def test_an_energy_that_is_not_finite(case: ObjectiveCase) -> None:
     trained = distribution(case.domains[0])
     with torch.no_grad():
         next(trained.energy.parameters()).fill_(torch.nan)
-    with pytest.raises(
-        (NonFiniteError, ValueError), match=r"energy at (data|noise)|precision|no state is possible|NaN"
-    ):
+    where = "noise" if case.name == "denoising" else "data"  # it looks at noisy data alone
+    with pytest.raises(NonFiniteError, match=f"the energy at {where}: got"):
         case.make()(trained, data(case.domains[0], 20))
 
 
@@ -185,7 +184,11 @@ def test_a_forbidden_state_in_the_data(case: ObjectiveCase, domain: str) -> None
         trained.energy.factors[1].energy.table[..., 2] = torch.inf
     with pytest.raises(NonFiniteError, match="the energy at data"):
         case.make()(trained, torch.full((5, 4), 2))
-    assert case.make()(trained, data(domain, 20).clamp(max=1))[0].isfinite()
+    if case.name == "concrete_score":  # it needs every state
+        with pytest.raises(NonFiniteError, match="a loss of -inf"):
+            case.make()(trained, data(domain, 20).clamp(max=1))
+    else:
+        assert case.make()(trained, data(domain, 20).clamp(max=1))[0].isfinite()
 
 
 def test_wrong_supports() -> None:

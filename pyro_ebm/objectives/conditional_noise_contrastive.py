@@ -52,7 +52,7 @@ class ConditionalNoiseContrastive(Objective):
         density = self._reference(distribution)
         unit = self.data_scale(data, len(density.event_shape), "ConditionalNoiseContrastive")
         noise = data + self.scale * unit * mirrored_normal(self.num_noise, data.shape, data, generator)
-        at_noise = log_density(density, noise, "noise", may_be_forbidden=True)
-        log_odds = log_density(density, data, "data") - at_noise
+        at_data = log_density(density, data, "data")
+        log_odds = at_data - log_density(density, noise, "noise", may_be_forbidden=True)
         loss = softplus(-log_odds).mean()
         return loss, {"accuracy": (log_odds > 0).to(loss).mean()}

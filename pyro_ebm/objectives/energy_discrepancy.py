@@ -77,8 +77,8 @@ def discrepancy(density: Density, data: Tensor, perturbed: Tensor, w: float) -> 
         perturbed: `(M, ..., *sample, *batch, *event)`.
         w: the stabiliser.
     """
-    at_perturbed = log_density(density, perturbed, "noise", may_be_forbidden=True)
-    gaps = at_perturbed - log_density(density, data, "data")
+    at_data = log_density(density, data, "data")
+    gaps = log_density(density, perturbed, "noise", may_be_forbidden=True) - at_data
     if w > 0:
         gaps = torch.cat([gaps, torch.full_like(gaps[:1], math.log(w))])
     loss = (gaps.logsumexp(0) - math.log(len(perturbed))).mean()

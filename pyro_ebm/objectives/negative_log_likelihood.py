@@ -33,8 +33,9 @@ class NegativeLogLikelihood(Objective):
 
     def _loss(self, distribution: Trained, data: Tensor, generator: Generator | None) -> tuple[Tensor, Report]:
         density = self._reference(distribution)
+        at_data = log_density(density, data, "data")
         log_partition = _log_partition(density, data)
-        loss = log_partition.mean() - log_density(density, data, "data").mean()
+        loss = log_partition.mean() - at_data.mean()
         return loss, {"log_partition": log_partition.mean()}
 
 

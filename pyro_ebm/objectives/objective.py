@@ -58,8 +58,8 @@ class Objective(nn.Module, ABC):
         loss, report = self._loss(distribution, data, generator)
         if not bool(loss.isfinite()):
             raise NonFiniteError(
-                f"{what}: got a loss of {float(loss.detach())}, though the log densities in it are finite: it overflows. "
-                "Lower the learning rate, clip gradients, use float64, or a base that confines."
+                f"{what}: got a loss of {float(loss.detach())}, though the log densities in it are "
+                "finite: it overflows. Lower the learning rate, clip gradients, use float64, or a base that confines."
             )
         loss = loss if torch.is_grad_enabled() else loss.detach()
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in report.items()}}

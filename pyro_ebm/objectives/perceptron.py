@@ -34,7 +34,8 @@ class Perceptron(Objective):
 
     def _loss(self, distribution: Trained, data: Tensor, generator: Generator | None) -> tuple[Tensor, Report]:
         decoder = Decoder.of(self._reference(distribution), "Perceptron")
+        at_data = decoder.energy(data, "data")
         best = decoder.best()
         wrong = (decoder.observed(best) & ~decoder.observed(data)).any(-1)
-        loss = (decoder.energy(data, "data") - decoder.energy(best, "the best answer")).mean()
+        loss = (at_data - decoder.energy(best, "the best answer")).mean()
         return loss, {"error": wrong.to(loss).mean()}

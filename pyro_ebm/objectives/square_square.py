@@ -43,12 +43,12 @@ class SquareSquare(Objective):
 
     def _loss(self, distribution: Trained, data: Tensor, generator: Generator | None) -> tuple[Tensor, Report]:
         decoder = Decoder.of(self._reference(distribution), "SquareSquare")
+        at_data = decoder.energy(data, "data")
         right = decoder.observed(data)  # (*lead, n, K)
         size = right.shape[-2]
         each = torch.eye(size, dtype=torch.bool, device=data.device).reshape(size, *[1] * (right.dim() - 2), size, 1)
         forbidden = torch.zeros(1, dtype=torch.double, device=data.device).masked_fill(each & right, torch.inf)
         answers = decoder.best(forbidden)  # (n, *lead, *event), where element number i differs
-        at_data = decoder.energy(data, "data")
         at_wrong = decoder.energy(answers, "wrong answers").amin(0)
         loss = (at_data.square() + (self.margin - at_wrong).clamp(min=0).square()).mean()
         return loss, {"violated": (at_wrong <= at_data).to(loss).mean()}

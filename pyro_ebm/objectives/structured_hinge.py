@@ -45,9 +45,10 @@ class StructuredHinge(Objective):
 
     def _loss(self, distribution: Trained, data: Tensor, generator: Generator | None) -> tuple[Tensor, Report]:
         decoder = Decoder.of(self._reference(distribution), "StructuredHinge")
+        at_data = decoder.energy(data, "data")
         right = decoder.observed(data)
         answer = decoder.best(-self.margin * (~right).double())
         wrong = (decoder.observed(answer) & ~right).any(-1)
-        at_data, at_answer = decoder.energy(data, "data"), decoder.energy(answer, "the answer with margin")
+        at_answer = decoder.energy(answer, "the answer with margin")
         loss = (self.margin * wrong.to(at_data).sum(-1) - at_answer + at_data).mean()
         return loss, {"violated": wrong.any(-1).to(loss).mean()}
