@@ -6,21 +6,20 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from pyro_ebm._core.randomness import normal
 from pyro_ebm.objectives.checks import at_least
 from pyro_ebm.objectives.data import Domain
 from pyro_ebm.objectives.objective import Objective, Report, Trained
-from pyro_ebm.objectives.score import Score
+from pyro_ebm.objectives.score import Score, signs
 
 
 class SlicedScoreMatching(Objective):
     """Score matching along random directions: a second derivative for each direction instead of one for each dim.
 
-    With `v` standard normal, `loss = E[vᵀ (∂s(x)) v + ½ |s(x)|²]`, the variance-reduced form, whose expectation is the
+    With `v` of random signs, `loss = E[vᵀ (∂s(x)) v + ½ |s(x)|²]`, the variance-reduced form, whose expectation is the
     loss of `ScoreMatching`; or the plain form `E[vᵀ (∂s(x)) v + ½ (vᵀ s(x))²]`, with the same one.
 
-    Use it for smooth energies in many dims; its limits are those of score matching. Random signs in place of normal
-    directions, which have less variance, are `ScoreMatching(num_probes=...)`.
+    Use it for smooth energies in many dims; its limits are those of score matching. The variance-reduced form is
+    Hutchinson's estimate, `ScoreMatching(num_probes=...)`; the plain one is for comparisons.
 
     Args:
         num_projections: directions for each datum.
@@ -47,7 +46,7 @@ class SlicedScoreMatching(Objective):
         score = Score(self._reference(distribution), data, "data")
         loss = score.value.new_zeros(())
         for _ in range(self.num_projections):
-            direction = normal(score.value.shape, score.value, generator)
+            direction = signs(score.value.shape, score.value, generator)
             curvature = (direction * score.derivative(direction)).sum(-1)
             if self.variance_reduced:
                 half_square = 0.5 * score.value.square().sum(-1)
