@@ -81,6 +81,10 @@ class InitializationError(RuntimeError):
     """No starting point with a finite density and gradient was found."""
 
 
+class NonFiniteError(ArithmeticError):
+    """Data, or a log density at them or at noise, is not finite where a loss needs it to be."""
+
+
 class SamplingWarning(UserWarning):
     """A run ended, but some chains need attention (divergences, stuck chains, saturated trees)."""
 

@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 
 class LogDensity(Protocol):
@@ -43,6 +44,30 @@ class HasGibbsStep(Protocol):
 
 
 @runtime_checkable
+class Density(Protocol):
+    """What an objective trains: any torch or Pyro distribution, normalised or not."""
+
+    @property
+    def batch_shape(self) -> Size:
+        """The shape of a batch of densities."""
+        ...
+
+    @property
+    def event_shape(self) -> Size:
+        """The shape of one event."""
+        ...
+
+    @property
+    def support(self) -> Constraint:
+        """Where events live."""
+        ...
+
+    def log_prob(self, value: Tensor, /) -> Tensor:
+        """`(*sample, *batch, *event)` to `(*sample, *batch)`."""
+        ...
+
+
+@runtime_checkable
 class HasReference(Protocol):
     """An energy with a normalised distribution near its density: where annealing and walkers start."""
 
@@ -72,4 +97,13 @@ class HasAnnealingPath(Protocol):
 
     def annealing_path(self, generator: Generator | None = None) -> AnnealingPath:
         """The path from its reference to itself; the generator is of the transitions."""
+        ...
+
+
+@runtime_checkable
+class UnnormalizedDensity(Protocol):
+    """A density whose log Z can be left out."""
+
+    def unnormalized_log_prob(self, value: Tensor, /) -> Tensor:
+        """Log density up to a constant, `(*sample, *batch, *event)` to `(*sample, *batch)`."""
         ...
