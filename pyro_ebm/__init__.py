@@ -28,6 +28,7 @@ from pyro_ebm._core.supports import spin
 from pyro_ebm.diagnostics.plots import plot_graph
 from pyro_ebm.distributions import (
     EnergyDistribution,
+    Exact,
     GraphDistribution,
     GridCRF,
     LinearChainCRF,
@@ -154,6 +155,7 @@ __all__ = [
     "EnergyShapeError",
     "EnergySupportError",
     "Estimate",
+    "Exact",
     "FactorGraph",
     "FieldEnergy",
     "FunctionEnergy",

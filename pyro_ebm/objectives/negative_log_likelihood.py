@@ -1,4 +1,4 @@
-"""The negative log-likelihood, where log Z is exact."""
+"""The negative log-likelihood: maximum likelihood."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pyro_ebm.objectives.objective import Objective, Report, Trained
 
 
 class NegativeLogLikelihood(Objective):
-    """The negative log-likelihood `loss = E_data[-log p̃(x)] + log Z` nats, with an exact log Z.
+    """The negative log-likelihood `loss = E_data[-log p̃(x)] + log Z` nats.
 
-    Use it wherever there is one: for graphs of small treewidth, chains, trees, Gaussians, and distributions that are
-    normalised. No other objective is more accurate.
+    Log Z is the distribution's own, of whatever normaliser it was given (`PersistentWalkers`, `Exact`), or else the
+    exact one of its energy: of graphs of small treewidth, chains, trees, Gaussians. No other objective is as accurate.
 
     Raises:
-        UnnormalizedError: at a call, if there is no exact log Z.
+        UnnormalizedError: at a call, if there is neither.
         TreewidthError: at a call, if that of the graph is too large.
 
     References:
@@ -33,6 +33,8 @@ class NegativeLogLikelihood(Objective):
 
     def _loss(self, distribution: Trained, data: Tensor, generator: Generator | None) -> tuple[Tensor, Report]:
         density = self._reference(distribution)
+        if getattr(density, "is_normalized", False):
+            return -density.log_prob(data).mean(), {}
         at_data = log_density(density, data, "data")
         log_partition = _log_partition(density, data)
         loss = log_partition.mean() - at_data.mean()
@@ -47,7 +49,7 @@ def _log_partition(density: Density, data: Tensor) -> Tensor:
     if getattr(density, "base", None) is not None or not isinstance(energy, HasLogPartition):
         raise UnnormalizedError(
             f"NegativeLogLikelihood: got {density!r}, which has no exact log Z, expected an energy with "
-            "log_partition(), and without a base. Use an objective that needs no log Z, "
-            "such as NoiseContrastive."
+            "log_partition(), and without a base, or a normaliser: EnergyDistribution(..., "
+            "log_normalizer=PersistentWalkers()). Or use an objective that needs no log Z, such as NoiseContrastive."
         )
     return energy.log_partition().expand(density.batch_shape)
