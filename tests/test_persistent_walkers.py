@@ -259,6 +259,37 @@ def test_walkers_that_move_are_refused_under_nuts_over_parameters() -> None:
         MCMC(NUTS(beta_model(PersistentWalkers(50), spins())), num_samples=5, warmup_steps=5).run()
 
 
+def test_nuts_over_parameters_with_frozen_walkers() -> None:
+    data = spins()
+    walkers = PersistentWalkers(1000)
+
+    def at(beta: float) -> EnergyDistribution:
+        return EnergyDistribution(Ising((3, 3), torch.tensor(beta), periodic=True), log_normalizer=walkers)
+
+    grid = torch.linspace(-0.3, 1.0, 261)
+    prior = dist.Normal(0.3, 0.5).log_prob(grid)
+    log_likelihood = torch.stack(
+        [-at(b).energy({"x": data}).sum() - len(data) * at(b).energy.log_partition() for b in grid.tolist()]
+    )
+    weight = torch.softmax((log_likelihood + prior).double(), 0)
+    mean = float((weight * grid).sum())
+    sd = float((weight * (grid - mean) ** 2).sum().sqrt())
+    at(mean).log_prob(data)
+    walkers.refresh(at(mean), num_steps=50)
+    walkers.freeze()
+    mcmc = MCMC(NUTS(beta_model(walkers, data)), num_samples=200, warmup_steps=150, num_chains=4)
+    mcmc.run()
+    draws = mcmc.get_samples()["beta"]
+    # The score of 20 data by 2000 walkers errs by 20 sd(Σ xx) / √2000 = 1.6, so the mean by 0.06 sd; the error of the
+    # draws is as much, for a few hundred that count, and that of their sd 4 %.
+    assert abs(float(draws.mean()) - mean) < 4 * math.hypot(0.06, 0.06) * sd
+    assert abs(float(draws.std()) / sd - 1) < 0.2
+    for beta in draws[::60].tolist():
+        walkers.check(at(beta))
+    with pytest.raises(AnchorError, match="unfreeze"):
+        walkers.check(at(mean - 2.0))
+
+
 def test_frozen_walkers_refuse_parameters_that_are_far() -> None:
     pyro.set_rng_seed(8)
     walkers = PersistentWalkers(200)

@@ -80,6 +80,17 @@ def scored_site() -> ScoredSite | None:
     return ScoredSite(site["name"], is_observed, None if moved is None else list(moved.values()))
 
 
+def moved_by_chains() -> bool:
+    """Whether the log probability being computed is one that MCMC will ask for at every step."""
+    site = scored_site()
+    if site is not None and site.moved is not None:
+        return True
+    return any(
+        frame.f_code.co_name == "_pyro_post_sample" and getattr(frame.f_locals.get("self"), "moves_chains", False)
+        for frame in _frames()
+    )
+
+
 def _moved_by_mcmc(node: dict[str, Any]) -> bool:
     return node["type"] == "sample" and "moved_by_mcmc" in node["infer"]
 

@@ -29,6 +29,8 @@ class LogJoint(Messenger):  # type: ignore[misc]
         last_site: the site reached last: where to look when the model fails.
     """
 
+    moves_chains = True  # what distributions look for, to know what they are asked for
+
     def __init__(
         self,
         free: Mapping[str, Tensor],
@@ -75,6 +77,8 @@ class Pointwise(Messenger):  # type: ignore[misc]
         deterministics: values of `pyro.deterministic` sites.
         log_likelihood: log probabilities of the data, masked, not summed and not scaled.
     """
+
+    moves_chains = True
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()

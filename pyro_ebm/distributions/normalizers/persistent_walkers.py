@@ -11,7 +11,7 @@ from torch import Generator, Size, Tensor
 from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import StepTooLargeError, WalkersDivergedError
 from pyro_ebm._core.randomness import seeded_generator
-from pyro_ebm.distributions._caller import ScoredSite, scored_site
+from pyro_ebm.distributions._caller import moved_by_chains, scored_site
 from pyro_ebm.distributions.normalizers.fingerprint import Fingerprint, fingerprint, same
 from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
 from pyro_ebm.distributions.normalizers.population import Population, counts, relative_ess
@@ -99,11 +99,10 @@ class PersistentWalkers:
         """
         if not self.is_frozen:
             refuse_compilation()
-        site = scored_site()
-        in_mcmc = site is not None and site.moved is not None
+        in_mcmc = moved_by_chains()
         population = self._ready(distribution)
         if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
-            return self._off_anchor(distribution, population, site)
+            return self._off_anchor(distribution, population, in_mcmc=in_mcmc)
         value = population.value.detach().requires_grad_(self._move is not None and self._move.needs_gradient)
         log_density = distribution.unnormalized_log_prob(value)
         now = fingerprint(distribution)
@@ -116,13 +115,13 @@ class PersistentWalkers:
         anchor = population.log_density[: population.num_drivers]
         return surrogate(population.log_normalizer(), population.driver_log_weights(), drivers, anchor)
 
-    def _off_anchor(self, distribution: Density, population: Population, site: ScoredSite | None) -> Tensor:
+    def _off_anchor(self, distribution: Density, population: Population, *, in_mcmc: bool) -> Tensor:
         """Log Z by all walkers where they are, which are not moved."""
         log_density = distribution.unnormalized_log_prob(population.value)
         log_weights = population.all_log_weights()
         if not self.is_frozen:
-            check_potential(log_density, site)
-        elif site is None or site.moved is None:
+            check_potential(log_density, scored_site())
+        elif not in_mcmc:
             check_anchor(log_weights, log_density.detach(), population.log_density)
         return surrogate(population.log_normalizer(), log_weights, log_density, population.log_density)
 
@@ -231,6 +230,20 @@ class PersistentWalkers:
     def unfreeze(self) -> None:
         """Let the walkers follow the parameters again."""
         self.is_frozen = False
+
+    def check(self, distribution: Density) -> None:
+        """Raise where the parameters of a distribution are too far from those at which the walkers were frozen.
+
+        Call it with the distribution at some draws of a posterior over its parameters: inside of MCMC nothing is
+        checked, for a chain may be far away while it warms up.
+
+        Raises:
+            AnchorError: there.
+        """
+        with torch.no_grad():
+            population = self._required()
+            log_density = distribution.unnormalized_log_prob(population.value)
+            check_anchor(population.all_log_weights(), log_density, population.log_density)
 
     def draw(self, distribution: Density, sample_shape: Size) -> Tensor:
         """Values of walkers, by their weights, and moved on: draws that are as good as the walkers.
