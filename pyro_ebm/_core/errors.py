@@ -29,10 +29,6 @@ class NormalizerError(RuntimeError):
     """A normaliser cannot give log Z here, or must not: see the more special errors."""
 
 
-class GradientOnlyError(NormalizerError):
-    """The value of log Z is needed, from a normaliser that has only its gradient."""
-
-
 class StochasticPotentialError(NormalizerError):
     """Walkers that move would make the potential of MCMC another function at every call."""
 
@@ -49,28 +45,12 @@ class WalkersDivergedError(NormalizerError):
     """Walkers left the region where the model lives, or the energy there is not finite."""
 
 
-class NoDensityError(NormalizerError):
-    """A likelihood is asked of what has none: the end of short chains."""
-
-
 class CompiledWalkersError(NormalizerError):
     """A program is compiled around walkers, which would freeze them in it."""
 
 
 class SharedNormalizerError(ValueError):
     """One log Z is given to energies that each have their own."""
-
-
-class TwoDensitiesError(RuntimeError):
-    """Two densities are put on one value: the product's log Z is not the sum of theirs."""
-
-
-class GuideError(RuntimeError):
-    """An energy without an exact log Z is used in a guide."""
-
-
-class CoupledPlateError(RuntimeError):
-    """An energy couples the elements of a subsampled plate."""
 
 
 class BatchingError(RuntimeError):
