@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ebm import DoubleWell, Energy, EnergyDistribution, NeuralEnergy, QuadraticEnergy, energy, factor
-from pyro_ebm._core.errors import UnnormalizedError, UnnormalizedObservationError
+from pyro_ebm._core.errors import TwoDensitiesError, UnnormalizedError, UnnormalizedObservationError
 
 pytestmark = pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites:UserWarning")
 
@@ -304,3 +304,17 @@ def test_with_a_normalizer_everything_passes_with_the_right_gradient(elbo) -> No
     expected = 0.5 * DATA.mT @ DATA - moments
     assert torch.allclose(e.precision.grad, expected, atol=1e-3)
     assert torch.allclose(e.linear.grad, len(DATA) * e.mean.detach() - DATA.sum(0), atol=1e-3)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_second_density_on_one_value_is_refused(normalized: bool) -> None:
+    e = QuadraticEnergy(torch.eye(2))
+    log_z = e.log_partition() if normalized else None
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("again", EnergyDistribution(e, log_normalizer=log_z), obs=z)
+
+    guide = AutoNormal(model)
+    with pytest.raises(TwoDensitiesError, match="factor"):
+        SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step()

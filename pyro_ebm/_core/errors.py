@@ -53,6 +53,10 @@ class SharedNormalizerError(ValueError):
     """One log Z is given to energies that each have their own."""
 
 
+class TwoDensitiesError(RuntimeError):
+    """Two densities are put on one value: the log Z of their product is not the sum of theirs."""
+
+
 class BatchingError(RuntimeError):
     """A model cannot be run for many chains at once."""
 

@@ -55,20 +55,24 @@ class ScoredSite(NamedTuple):
         name: its name.
         is_observed: whether it has a value that was not drawn or moved by inference.
         moved: what MCMC is moving, all else being constant to it; `None` if this is not MCMC.
+        same_value: the name of another site that scores the very same value, or `None`.
     """
 
     name: str
     is_observed: bool
     moved: Sequence[Tensor] | None
+    same_value: str | None
 
 
 def scored_site() -> ScoredSite | None:
     """The site whose log probability is being computed, or `None` outside of Pyro's inference."""
     site: dict[str, Any] | None = None
+    twin: str | None = None
     moved: dict[str, Tensor] | None = None
     for frame in _frames():
         if site is None and frame.f_code in _SCORING:
             site, trace = frame.f_locals["site"], frame.f_locals["self"]
+            twin = next((name for name, node in trace.nodes.items() if _is_twin(node, site)), None)
             moved = {name: node["value"] for name, node in trace.nodes.items() if _moved_by_mcmc(node)} or None
         elif moved is None and frame.f_code is _POTENTIAL:
             moved = frame.f_locals["params"]
@@ -77,7 +81,16 @@ def scored_site() -> ScoredSite | None:
     if site is None or site["mask"] is False:  # what is masked out is computed, and not used
         return None
     is_observed = site["is_observed"] and site["name"] not in (moved or ())
-    return ScoredSite(site["name"], is_observed, None if moved is None else list(moved.values()))
+    return ScoredSite(site["name"], is_observed, None if moved is None else list(moved.values()), twin)
+
+
+def _is_twin(node: dict[str, Any], site: dict[str, Any]) -> bool:
+    return (
+        node is not site
+        and node["type"] == "sample"
+        and node["value"] is site["value"]
+        and not node["infer"].get("is_auxiliary", False)
+    )
 
 
 def moved_by_chains() -> bool:

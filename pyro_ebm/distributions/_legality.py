@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from pyro_ebm._core.errors import UnnormalizedError, UnnormalizedObservationError
+from pyro_ebm._core.errors import TwoDensitiesError, UnnormalizedError, UnnormalizedObservationError
 from pyro_ebm.distributions._caller import ScoredSite, scored_site
 
 _WAYS_OUT = (
@@ -43,6 +43,21 @@ def check_unnormalized(density: Tensor, arguments: Sequence[Tensor]) -> None:
         f'at {kind} site "{site.name}": got an unnormalised energy that depends on {len(others)} learned or sampled '
         f"tensor(s) (shapes {shapes}), expected none but its own argument, for log Z depends on them too. {_WAYS_OUT}"
     )
+
+
+def check_one_density() -> None:
+    """Raise if Pyro is scoring an observed site whose value another site scores too.
+
+    Raises:
+        TwoDensitiesError: there.
+    """
+    site = scored_site()
+    if site is not None and site.is_observed and site.same_value is not None:
+        raise TwoDensitiesError(
+            f'at site "{site.name}": got the value of site "{site.same_value}", expected data: a second density on one '
+            "value makes a product, whose log Z is not the sum of theirs. Add the energies first, "
+            "EnergyDistribution(e1 + e2), or declare an energy factor among sites: factor(name, energy, value)."
+        )
 
 
 def dependencies(density: Tensor, arguments: Sequence[Tensor], site: ScoredSite) -> list[Tensor]:

@@ -22,7 +22,7 @@ from pyro_ebm._core.protocols import HasExactDraws
 from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
 from pyro_ebm._core.supports import enumerable_states, enumerate_states, same_support, with_event_dim
 from pyro_ebm.distributions._caller import only_shape_needed
-from pyro_ebm.distributions._legality import check_unnormalized
+from pyro_ebm.distributions._legality import check_one_density, check_unnormalized
 from pyro_ebm.distributions.default_sampler import enumerated_sample, init_sample, run_sample
 from pyro_ebm.distributions.normalizers.normalizer import HasDraws, Normalizer
 from pyro_ebm.energies import Energy
@@ -169,10 +169,12 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
 
         Raises:
             EnergyShapeError: if the energy does not reduce just the event dims.
+            TwoDensitiesError: when Pyro scores an observed site with the value of another site.
             UnnormalizedError: when Pyro scores a site without log Z, and log Z depends on what is learned or sampled.
         """
         if self._validate_args:
             self._validate_sample(value)
+        check_one_density()
         log_prob = self.unnormalized_log_prob(value)
         if self._log_normalizer is None:
             check_unnormalized(log_prob, (value,))
