@@ -107,7 +107,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
             )
         self.energy, self.base, self.sampler = energy, base, sampler
         self._log_normalizer = log_normalizer
-        self._root = self
+        self._origin: EnergyDistribution | None = None
         self._support = energy.support if base is None else _base_support(base, energy)
         shapes = [energy.batch_shape]
         if base is not None:
@@ -131,10 +131,15 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                 "indices."
             )
         new.energy, new.base, new.sampler = self.energy, self.base, self.sampler
-        new._log_normalizer, new._support, new._root = self._log_normalizer, self._support, self._root
+        new._log_normalizer, new._support, new._origin = self._log_normalizer, self._support, self._root
         super(EnergyDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    @property
+    def _root(self) -> EnergyDistribution:
+        """The distribution as it was constructed, which owns log Z; not kept by itself, for cycles are hard to walk."""
+        return self if self._origin is None else self._origin
 
     @constraints.dependent_property
     def support(self) -> Constraint:
