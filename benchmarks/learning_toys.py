@@ -1,7 +1,8 @@
 """Learning densities in two dims without a sampler: the divergence of what is learned from what is true.
 
 A network of 2-128-128-1 units tilts a Gaussian of scale 2. Targets are eight Gaussians on a ring, whose masses are to
-be found, and a checkerboard, whose edges are to be. What counts is `KL(target | learned)`, in nats, on a fine grid.
+be found, and a checkerboard, whose edges are to be. What counts is `KL(target | learned)` in nats, normalised on a
+grid.
 
     python benchmarks/learning_toys.py --seeds 3
     python benchmarks/learning_toys.py --targets checkerboard --objectives cnce --steps 10000

@@ -25,7 +25,7 @@ class AdaptiveNoiseContrastive(Objective):
     the noise, and the nearer the noise the smaller the error.
 
     Use it where no fixed noise is near enough to the data: a normalising flow of Pyro learns to be. Not for plain
-    problems, for two things are then tuned at once.
+    problems, for two things are then tuned at once, and log Z settles late: tails are seen only where noise falls.
 
     Args:
         noise: a distribution with `nn.Parameter`s: a Pyro flow, `TransformedDistribution(base, [spline(...), ...])`, or
