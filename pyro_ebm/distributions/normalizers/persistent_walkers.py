@@ -156,7 +156,7 @@ class PersistentWalkers:
             raise StepTooLargeError(
                 f"after {self.num_refreshes} refreshes: got a change of the energy after which {share:.1%} of the "
                 f"walkers count, expected at least {_MIN_STEP_SHARE:.0%}. Lower the learning rate, or clip gradients; "
-                "if the energy is conditional and its contexts change from call to call, use ConditionalWalkers."
+                "if the energy is conditional, its contexts must not change from call to call."
             )
         (gradient,) = (
             torch.autograd.grad(log_density.sum(), value, retain_graph=False, allow_unused=True)
