@@ -1,7 +1,6 @@
 """Annealed importance sampling against closed forms, in both directions, and how honest its errors are."""
 
 import math
-from itertools import product
 
 import pytest
 import torch
@@ -13,11 +12,11 @@ from pyro_ebm import RBM, Estimate
 from pyro_ebm._core.estimate import estimate_of
 from pyro_ebm.mcmc.annealed import adaptive_ladder, annealed, geometric_path
 
-LINEAR = torch.linspace(0, 1, 80, dtype=torch.float64)
+LINEAR = torch.linspace(0, 1, 30, dtype=torch.float64)
 
 # From a standard normal in two dims to one with another mean and scale, and a log Z of its own.
 
-MEAN, SCALE, LOG_Z = torch.tensor([1.0, -0.5], dtype=torch.float64), 0.5, 7.0
+MEAN, SCALE, LOG_Z = torch.tensor([1.0, -0.5], dtype=torch.float64), 0.7, 7.0
 REFERENCE = Independent(Normal(torch.zeros(2, dtype=torch.float64), 1.0), 1)
 TARGET = Independent(Normal(MEAN, SCALE), 1)
 PATH = geometric_path(REFERENCE.log_prob, lambda x: TARGET.log_prob(x) + LOG_Z)
@@ -32,25 +31,25 @@ def random_walk(x: Tensor, log_density, beta: Tensor) -> Tensor:
     return x
 
 
-def up(chains: int = 200, *batch: int) -> Estimate:
+def up(chains: int, *batch: int) -> Estimate:
     return estimate_of(annealed(PATH, random_walk, REFERENCE.sample((chains, *batch)), LINEAR).log_weights)
 
 
-def down(chains: int = 200, *batch: int) -> Estimate:
+def down(chains: int, *batch: int) -> Estimate:
     run = annealed(PATH, random_walk, TARGET.sample((chains, *batch)), LINEAR.flip(0))
     return estimate_of(run.log_weights, reciprocal=True)
 
 
 @pytest.mark.parametrize("direction", [up, down])
 def test_gaussians_and_honest_errors(direction) -> None:
-    runs = 500
-    found = direction(200, runs)
-    assert found.value.shape == found.standard_error.shape == found.ess.shape == (runs,)
-    off = (found.value - LOG_Z) / found.standard_error
-    assert off.abs().max() < 5.5
-    assert (off.abs() < 2).double().mean() >= 0.9
-    assert abs(found.value.mean() - LOG_Z) < 4 * found.value.std() / math.sqrt(runs)
-    assert 0.8 < found.value.std() / found.standard_error.mean() < 1.2
+    """Five hundred runs of a hundred chains, as a batch."""
+    found = direction(100, 500)
+    assert found.value.shape == found.standard_error.shape == found.ess.shape == (500,)
+    off = ((found.value - LOG_Z) / found.standard_error).abs()
+    assert off.max() < 4.5
+    assert (off < 2).double().mean() >= 0.9
+    assert abs(found.value.mean() - LOG_Z) < 4 * found.value.std() / math.sqrt(500)
+    assert found.value.std() < 1.25 * found.standard_error.mean()
 
 
 def test_few_temperatures_bracket_the_truth() -> None:
@@ -93,9 +92,8 @@ def test_an_adaptive_ladder_loses_equal_shares() -> None:
         assert (ladder.diff() > 0).all()
     assert 2 < len(fine) / len(coarse) < 5  # the variance of a step goes with its square: about sqrt(10)
     values = REFERENCE.sample((20_000,))
-    for before, after in product(fine[:1], fine[1:2]):
-        step = PATH(values)(after) - PATH(values)(before)
-        assert 0.985 < (estimate_of(step).ess / 20_000) < 0.995
+    step = PATH(values)(fine[1]) - PATH(values)(fine[0])
+    assert 0.985 < (estimate_of(step).ess / 20_000) < 0.995
     found = estimate_of(annealed(PATH, random_walk, REFERENCE.sample((500,)), fine).log_weights)
     assert abs(found.value - LOG_Z) < 4 * found.standard_error
     assert found.ess > 200

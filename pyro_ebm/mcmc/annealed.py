@@ -75,7 +75,8 @@ def annealed(path: Path, move: Move, values: Tensor, ladder: Tensor) -> Annealed
 
     Up, from draws of `f_0`, normalised, the mean of the weights is `Z = ∫ f_1`: `estimate_of(log_weights)`. Down, from
     draws of `f_1`, it is `1 / Z`: `estimate_of(log_weights, reciprocal=True)`. Draws of the target that are near exact,
-    of long chains say, make an estimate that is nearly so.
+    of long chains say, make an estimate that is nearly so. Down from a narrow density to a wide one weights are heavier
+    in the tail than up, and with few temperatures their standard error is optimistic.
 
     Args:
         path: values to a function of β, which gives their log density: `geometric_path(...)`, or an energy's own

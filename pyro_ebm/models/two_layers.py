@@ -92,6 +92,11 @@ def two_layer_log_partition(weight: Tensor, first: Tensor, second: Tensor, what:
     numbers = torch.arange(2 ** (units - low), device=weight.device)
     if len(numbers) == 1:
         return _block(*shared, numbers[0] >> places & 1)
+    if not torch.is_grad_enabled() or not any(each.requires_grad for each in shared):
+        total = _block(*shared, numbers[0] >> places & 1)
+        for n in numbers[1:]:
+            torch.logaddexp(total, _block(*shared, n >> places & 1), out=total)
+        return total
     parts = [checkpoint(_block, *shared, n >> places & 1, use_reentrant=False) for n in numbers]
     return torch.stack(parts).logsumexp(0)
 
