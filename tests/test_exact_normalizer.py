@@ -55,6 +55,7 @@ GRIDS = {
     "gamma": dist.Gamma(torch.tensor(2.5, dtype=DOUBLE), torch.tensor(0.8, dtype=DOUBLE)),
     "beta": dist.Beta(torch.tensor(2.0, dtype=DOUBLE), torch.tensor(3.0, dtype=DOUBLE)),
     "two dims": dist.MultivariateNormal(torch.ones(2, dtype=DOUBLE), torch.eye(2, dtype=DOUBLE) * 0.5 + 0.3),
+    "simplex": dist.Dirichlet(torch.tensor([1.5, 2.0, 3.0], dtype=DOUBLE)),
     "batch": dist.Normal(torch.zeros(3, dtype=DOUBLE), torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE)),
 }
 
@@ -73,6 +74,18 @@ def test_quadrature_finds_that_distributions_are_normalised(name: str) -> None:
     )
     got = log_z(EnergyDistribution(energy))
     torch.testing.assert_close(got, torch.full_like(got, -0.5), rtol=0, atol=1e-8)
+
+
+def test_quadrature_asks_a_base_only_inside_its_support() -> None:
+    base = dist.Gamma(torch.tensor(2.0, dtype=DOUBLE), torch.tensor(1.0, dtype=DOUBLE), validate_args=True)
+    energy = FunctionEnergy(lambda x: x, event_shape=(), support=base.support)  # Gamma(2, 2), unnormalised
+    got = log_z(EnergyDistribution(energy, base))
+    assert float(got) == pytest.approx(-2 * math.log(2), abs=1e-6)
+
+
+def test_an_energy_that_is_not_a_number_is_not_hidden() -> None:
+    energy = FunctionEnergy(lambda x: torch.where(x > 0.5, torch.nan, x**2), event_shape=())
+    assert bool(log_z(EnergyDistribution(energy)).isnan())
 
 
 def test_quadrature_of_separated_wells_matches_the_closed_form() -> None:

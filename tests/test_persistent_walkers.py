@@ -220,7 +220,7 @@ def test_svi_learns_the_maximum_likelihood() -> None:
     svi = SVI(model, AutoDelta(model), ClippedAdam({"lr": 0.1, "lrd": 0.99}), Trace_ELBO())
     for _ in range(400):
         svi.step()
-    mean, variance = energy.b / (1 + energy.a), 1 / (1 + energy.a)
+    mean, variance = (energy.b / (1 + energy.a)).detach(), (1 / (1 + energy.a)).detach()
     # The noise of the gradient, of 2000 walkers, averaged over tens of steps.
     assert abs(float(mean) - float(x.mean())) < 4 * 0.6 / math.sqrt(2000)
     assert abs(float(variance) - float(x.var(correction=0))) < 4 * 0.36 * math.sqrt(2 / 2000)

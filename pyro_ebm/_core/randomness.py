@@ -1,7 +1,8 @@
 """Random numbers from a generator of one's own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor
@@ -12,6 +13,18 @@ def seeded_generator(device: torch.device) -> Generator:
     generator = Generator(device)
     generator.manual_seed(int(torch.randint(2**62, ())))
     return generator
+
+
+@contextmanager
+def seeded(generator: Generator | None, device: torch.device) -> Iterator[None]:
+    """Let what draws from torch's global generator follow one of one's own, if there is one."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def coarse_normal(shape: Sequence[int], like: Tensor, generator: Generator | None) -> Tensor:

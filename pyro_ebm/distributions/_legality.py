@@ -13,8 +13,8 @@ _WAYS_OUT = (
     "Its gradient is missing, and learning without it runs away silently. Ways out: "
     "(1) freeze the energy, energy.requires_grad_(False), if its parameters are not to be learned here; "
     "(2) give log Z, EnergyDistribution(energy, log_normalizer=...): energy.log_partition() where there is a "
-    "closed form, or a normaliser object; sample_graph(..., normalized=True) for a graph; "
-    "(3) train the energy by an objective of its own (contrastive divergence, score matching, ...), then freeze it."
+    "closed form, or a normaliser, PersistentWalkers() or Exact(); sample_graph(..., normalized=True) for a graph; "
+    "(3) train the energy by an objective of its own (NoiseContrastive, ScoreMatching, ...), then freeze it."
 )
 
 

@@ -20,7 +20,7 @@ LogDensity = Callable[[Tensor], Tensor]
 Path = Callable[[Tensor], Callable[[Tensor], Tensor]]
 
 
-class Move(Protocol):
+class Transition(Protocol):
     """A transition at an inverse temperature."""
 
     def __call__(self, values: Tensor, log_density: LogDensity, beta: Tensor, /) -> Tensor:
@@ -34,7 +34,7 @@ class Move(Protocol):
         ...
 
 
-class Annealed(NamedTuple):
+class AnnealedRun(NamedTuple):
     """Where chains came to, and with what weight.
 
     Attributes:
@@ -70,7 +70,7 @@ def _times(beta: Tensor, log_density: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def annealed(path: Path, move: Move, values: Tensor, ladder: Tensor) -> Annealed:
+def annealed(path: Path, move: Transition, values: Tensor, ladder: Tensor) -> AnnealedRun:
     """Annealed importance sampling of many independent chains, up a ladder of inverse temperatures or down.
 
     Up, from draws of `f_0`, normalised, the mean of the weights is `Z = ∫ f_1`: `estimate_of(log_weights)`. Down, from
@@ -106,16 +106,17 @@ def annealed(path: Path, move: Move, values: Tensor, ladder: Tensor) -> Annealed
     _check_ladder(ladder)
     log_weights = ladder.new_zeros(())
     for before, beta in pairwise(ladder.unbind()):
-        log_weights = log_weights + _gain(path(values), before, beta)
-        values = move(values, partial(_log_density, path, beta), beta)
-    return Annealed(log_weights, values)
+        log_weights = log_weights + gain_along(path(values), before, beta)
+        values = move(values, partial(density_at, path, beta), beta)
+    return AnnealedRun(log_weights, values)
 
 
-def _log_density(path: Path, beta: Tensor, values: Tensor) -> Tensor:
+def density_at(path: Path, beta: Tensor, values: Tensor) -> Tensor:
+    """The log density of a path at β, `()`, and values `(chains, *batch, *event)`: `(chains, *batch)`."""
     return path(values)(beta)
 
 
-def _gain(at_value: Callable[[Tensor], Tensor], before: Tensor, after: Tensor) -> Tensor:
+def gain_along(at_value: Callable[[Tensor], Tensor], before: Tensor, after: Tensor) -> Tensor:
     """What the log density gains; where it was -inf the weight is zero already, and stays so."""
     start = at_value(before)
     return torch.where(start == -torch.inf, start, at_value(after) - start)
@@ -133,7 +134,7 @@ def _check_ladder(ladder: Tensor) -> None:
 
 @torch.no_grad()
 def adaptive_ladder(
-    path: Path, move: Move, values: Tensor, *, target: float = 0.99, max_temperatures: int = 10_000
+    path: Path, move: Transition, values: Tensor, *, target: float = 0.99, max_temperatures: int = 10_000
 ) -> Tensor:
     """A ladder with equal losses: each step keeps a share of the conditional effective sample size.
 
@@ -170,11 +171,11 @@ def adaptive_ladder(
                 f"adaptive_ladder: got to an inverse temperature of {float(beta):.3g} after {len(ladder)} steps, "
                 "expected 1. Lower the target, raise max_temperatures, or take a reference nearer to the density."
             )
-        following = _longest_step(at_value, log_weights, beta, target)
-        log_weights = log_weights + _gain(at_value, beta, following)
+        following = longest_step(at_value, log_weights, beta, target)
+        log_weights = log_weights + gain_along(at_value, beta, following)
         beta = following
         ladder.append(beta)
-        values = move(values, partial(_log_density, path, beta), beta)
+        values = move(values, partial(density_at, path, beta), beta)
         at_value = path(values)
     return torch.stack(ladder)
 
@@ -183,12 +184,12 @@ def adaptive_ladder(
 _HALVINGS = 20
 
 
-def _longest_step(at_value: Callable[[Tensor], Tensor], log_weights: Tensor, beta: Tensor, target: float) -> Tensor:
+def longest_step(at_value: Callable[[Tensor], Tensor], log_weights: Tensor, beta: Tensor, target: float) -> Tensor:
     """The inverse temperature where the conditional effective sample size falls to the target, or 1."""
     share = log_weights.softmax(0)
 
     def keeps(after: Tensor) -> Tensor:
-        gain = _gain(at_value, beta, after)
+        gain = gain_along(at_value, beta, after)
         step = (gain - gain.amax(0)).exp()
         return ((share * step).sum(0).square() / (share * step.square()).sum(0) >= target).all()
 

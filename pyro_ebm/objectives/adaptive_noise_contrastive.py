@@ -8,9 +8,10 @@ import torch
 from torch import Generator, Size, Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_ebm._core.randomness import seeded
 from pyro_ebm.objectives.checks import at_least
 from pyro_ebm.objectives.data import lead_of
-from pyro_ebm.objectives.noise import Noise, noise_at_data, seeded
+from pyro_ebm.objectives.noise import Noise, noise_at_data
 from pyro_ebm.objectives.noise_contrastive import classification
 from pyro_ebm.objectives.objective import Objective, Report, Trained
 

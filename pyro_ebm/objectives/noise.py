@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -12,6 +10,7 @@ from torch.distributions import Categorical, Distribution, Independent, Multivar
 
 from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError, NonFiniteError
 from pyro_ebm._core.protocols import Density
+from pyro_ebm._core.randomness import seeded
 from pyro_ebm._core.supports import state_range
 from pyro_ebm.energies import DistributionEnergy
 from pyro_ebm.objectives.data import Domain, lead_of
@@ -137,15 +136,3 @@ def noise_at_data(noise: Noise, density: Density, data: Tensor) -> Tensor:
             f"{log_noise.numel()} data, expected noise that covers the data. Give noise with heavier tails."
         )
     return log_noise
-
-
-@contextmanager
-def seeded(generator: Generator | None, device: torch.device) -> Iterator[None]:
-    """Let what draws from torch's global generator follow one of one's own, if there is one."""
-    if generator is None:
-        yield
-        return
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -6,17 +6,22 @@ import torch
 from torch import Tensor
 
 from pyro_ebm.energies.from_distribution import tensors_of
-from pyro_ebm.mcmc.moves import Density
+from pyro_ebm.mcmc.moves import EnergyDensity
 
 Fingerprint = tuple[Tensor, ...]
 
 
-def fingerprint(density: Density) -> Fingerprint:
-    """Copies of all parameters and buffers of a density's energy and base."""
+def fingerprint(density: EnergyDensity) -> Fingerprint:
+    """All parameters and buffers of a density's energy and base, as they are: `kept` keeps their values."""
     tensors = [*density.energy.parameters(), *density.energy.buffers()]
     if density.base is not None:
         tensors += tensors_of(density.base)
-    return tuple(tensor.detach().clone() for tensor in tensors)
+    return tuple(tensor.detach() for tensor in tensors)
+
+
+def kept(fingerprint: Fingerprint) -> Fingerprint:
+    """A copy, which does not change with the parameters."""
+    return tuple(tensor.clone() for tensor in fingerprint)
 
 
 def same(now: Fingerprint, before: Fingerprint, log_density: Tensor, anchor: Tensor) -> bool:

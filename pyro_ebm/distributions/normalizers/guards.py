@@ -39,6 +39,6 @@ def check_potential(log_density: Tensor, site: ScoredSite | None) -> None:
     if moved:
         raise StochasticPotentialError(
             f'at site "{site.name}": got an energy with {len(moved)} parameter(s) that MCMC samples, and walkers that '
-            "are not frozen, expected log Z as a fixed function of them. Ways out: an exact normaliser; walkers that "
-            "have learned where the posterior is, then walkers.freeze(); the exchange algorithm."
+            "are not frozen, expected log Z as a fixed function of them. Ways out: log_normalizer=Exact(); or walkers "
+            "that have learned where the posterior is, then walkers.freeze()."
         )

@@ -6,13 +6,13 @@ from typing import Protocol, runtime_checkable
 
 from torch import Size, Tensor
 
-from pyro_ebm.mcmc.moves import Density
+from pyro_ebm.mcmc.moves import EnergyDensity
 
 
 class Normalizer(Protocol):
     """An object that supplies log Z, with the right gradient."""
 
-    def log_normalizer(self, distribution: Density, /) -> Tensor:
+    def log_normalizer(self, distribution: EnergyDensity, /) -> Tensor:
         """Log of `∫ base(x) exp(-E(x)) dx` in nats.
 
         Args:
@@ -28,6 +28,6 @@ class Normalizer(Protocol):
 class HasDraws(Protocol):
     """A normaliser that can draw from the density."""
 
-    def draw(self, distribution: Density, sample_shape: Size) -> Tensor:
+    def draw(self, distribution: EnergyDensity, sample_shape: Size) -> Tensor:
         """Draws `(*sample, *batch, *event)` of a distribution as it was constructed."""
         ...

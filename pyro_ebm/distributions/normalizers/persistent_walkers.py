@@ -9,18 +9,18 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.dtypes import like_of
-from pyro_ebm._core.errors import StepTooLargeError, WalkersDivergedError
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm.distributions._caller import moved_by_chains, scored_site
-from pyro_ebm.distributions.normalizers.fingerprint import Fingerprint, fingerprint, same
+from pyro_ebm.distributions.normalizers.fingerprint import Fingerprint, fingerprint, kept, same
 from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
 from pyro_ebm.distributions.normalizers.population import Population, counts, relative_ess
+from pyro_ebm.distributions.normalizers.refresh import refreshed
 from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
-from pyro_ebm.mcmc.moves import Density, Move, Start, Tuning, move_for
+from pyro_ebm.mcmc.moves import EnergyDensity, Move, Tuning, move_for
 
-# One step of learning must leave this share of the walkers of use.
-_MIN_STEP_SHARE = 0.1
+# Draws are walkers moved on so many times, so that they are not the walkers that learning has seen.
+_DRAW_MOVES = 10
 
 
 class PersistentWalkers:
@@ -79,14 +79,13 @@ class PersistentWalkers:
         self._generator = generator
         self._population: Population | None = None
         self._fingerprint: Fingerprint = ()
-        self._move: Move | None = None
         self.is_frozen = False
         self.num_refreshes = 0
         self.acceptance_rate = float("nan")
 
     # What an energy distribution asks
 
-    def log_normalizer(self, distribution: Density, /) -> Tensor:
+    def log_normalizer(self, distribution: EnergyDensity, /) -> Tensor:
         """See `Normalizer`.
 
         Raises:
@@ -103,19 +102,19 @@ class PersistentWalkers:
         population = self._ready(distribution)
         if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
             return self._off_anchor(distribution, population, in_mcmc=in_mcmc)
-        value = population.value.detach().requires_grad_(self._move is not None and self._move.needs_gradient)
+        move = move_for(distribution)
+        value = population.value.detach().requires_grad_(move.needs_gradient)
         log_density = distribution.unnormalized_log_prob(value)
-        now = fingerprint(distribution)
-        if same(now, self._fingerprint, log_density, population.log_density):
+        if same(fingerprint(distribution), self._fingerprint, log_density, population.log_density):
             drivers = log_density[: population.num_drivers]
         else:
-            population = self._refreshed(distribution, population, value, log_density, self.num_steps)
-            self._fingerprint = now
+            steps = self.num_steps or move.usual_steps
+            population = self._follow(distribution, value, log_density, move, steps)
             drivers = distribution.unnormalized_log_prob(population.value[: population.num_drivers])
         anchor = population.log_density[: population.num_drivers]
         return surrogate(population.log_normalizer(), population.driver_log_weights(), drivers, anchor)
 
-    def _off_anchor(self, distribution: Density, population: Population, *, in_mcmc: bool) -> Tensor:
+    def _off_anchor(self, distribution: EnergyDensity, population: Population, *, in_mcmc: bool) -> Tensor:
         """Log Z by all walkers where they are, which are not moved."""
         log_density = distribution.unnormalized_log_prob(population.value)
         log_weights = population.all_log_weights()
@@ -125,59 +124,27 @@ class PersistentWalkers:
             check_anchor(log_weights, log_density.detach(), population.log_density)
         return surrogate(population.log_normalizer(), log_weights, log_density, population.log_density)
 
-    def _ready(self, distribution: Density) -> Population:
+    def _ready(self, distribution: EnergyDensity) -> Population:
         """The walkers, started if this is the first call."""
         if self._population is None:
-            with torch.no_grad():
-                if self._generator is None:
-                    self._generator = seeded_generator(like_of(distribution.energy).device)
-                self._population = started(distribution, self._count, self._num_groups, self._generator)
-            self._fingerprint = fingerprint(distribution)
-        if self._move is None:
-            self._move = move_for(distribution)
+            if self._generator is None:
+                self._generator = seeded_generator(like_of(distribution.energy).device)
+            self._population = started(distribution, self._count, self._num_groups, self._generator)
+            self._fingerprint = kept(fingerprint(distribution))
         return self._population
 
-    def _refreshed(
-        self, distribution: Density, old: Population, value: Tensor, log_density: Tensor, num_steps: int | None
+    def _follow(
+        self, distribution: EnergyDensity, value: Tensor, log_density: Tensor, move: Move, num_steps: int
     ) -> Population:
-        """The walkers of a changed density: reweighted, resampled if need be, and moved."""
-        move, generator = self._move, self._generator
-        if move is None or generator is None:
-            raise RuntimeError("walkers were not started")
-        if not bool(torch.isfinite(log_density).all()):
-            raise WalkersDivergedError(
-                f"after {self.num_refreshes} refreshes: got an energy that is not finite at the walkers (their largest "
-                f"coordinate is {float(value.detach().abs().max()):.3g}). The parameters may not be finite any more: "
-                "lower the learning rate, clip gradients, or give a base that confines the density."
-            )
-        population = old.reweighted(log_density.detach())
-        share = float(relative_ess(population.log_weight - old.log_weight).min())
-        if share < _MIN_STEP_SHARE:
-            raise StepTooLargeError(
-                f"after {self.num_refreshes} refreshes: got a change of the energy after which {share:.1%} of the "
-                f"walkers count, expected at least {_MIN_STEP_SHARE:.0%}. Lower the learning rate, or clip gradients; "
-                "if the energy is conditional, its contexts must not change from call to call."
-            )
-        (gradient,) = (
-            torch.autograd.grad(log_density.sum(), value, retain_graph=False, allow_unused=True)
-            if value.requires_grad and log_density.requires_grad
-            else (None,)
+        """Take the walkers to the present parameters, for which the density is known where they are."""
+        old, generator = self._required()
+        when = f"PersistentWalkers, after {self.num_refreshes} refreshes"
+        self._population, moved = refreshed(
+            distribution, old, value, log_density, move, generator, num_steps=num_steps, when=when
         )
-        start = None
-        with torch.no_grad():
-            fresh = population.resampled(generator)
-            if gradient is not None and fresh is population:
-                start = Start(log_density.detach(), gradient)
-            steps = num_steps or self.num_steps or move.usual_steps
-            moved = move(distribution, fresh.value, fresh.tuning, generator, num_steps=steps, start=start)
-        if not bool(torch.isfinite(moved.value).all()):
-            raise WalkersDivergedError(
-                f"after {self.num_refreshes} refreshes: got walkers that are not finite. Give a base that confines the "
-                "density, or lower the learning rate."
-            )
+        self._fingerprint = kept(fingerprint(distribution))
         self.num_refreshes += 1
         self.acceptance_rate = float(moved.acceptance_rate.mean())
-        self._population = fresh._replace(value=moved.value, log_density=moved.log_density, tuning=moved.tuning)
         return self._population
 
     # What a user asks
@@ -189,17 +156,17 @@ class PersistentWalkers:
         Raises:
             RuntimeError: before the first call.
         """
-        return self._required().log_normalizer()
+        return self._required()[0].log_normalizer()
 
     @property
     def standard_error(self) -> Tensor:
         """Of `value`, in nats, `(*batch,)`, by the spread of the groups of trackers."""
-        return self._required().standard_error()
+        return self._required()[0].standard_error()
 
     @property
     def ess(self) -> Tensor:
         """The share of the walkers that drive the gradient which count, `(*batch,)`."""
-        population = self._required()
+        population, _ = self._required()
         return relative_ess(population.log_weight[: population.num_drivers])
 
     def report(self) -> dict[str, Tensor]:
@@ -211,13 +178,12 @@ class PersistentWalkers:
             "acceptance_rate": torch.tensor(self.acceptance_rate),
         }
 
-    def refresh(self, distribution: Density, num_steps: int) -> None:
+    def refresh(self, distribution: EnergyDensity, num_steps: int) -> None:
         """Follow the density to its present parameters, and move the walkers there for long."""
         with torch.no_grad():
             population = self._ready(distribution)
             log_density = distribution.unnormalized_log_prob(population.value)
-            self._refreshed(distribution, population, population.value, log_density, num_steps)
-            self._fingerprint = fingerprint(distribution)
+            self._follow(distribution, population.value, log_density, move_for(distribution), num_steps)
 
     def freeze(self) -> None:
         """Hold the walkers where they are: log Z becomes a fixed function of the parameters, fit for MCMC over them.
@@ -231,7 +197,7 @@ class PersistentWalkers:
         """Let the walkers follow the parameters again."""
         self.is_frozen = False
 
-    def check(self, distribution: Density) -> None:
+    def check(self, distribution: EnergyDensity) -> None:
         """Raise where the parameters of a distribution are too far from those at which the walkers were frozen.
 
         Call it with the distribution at some draws of a posterior over its parameters: inside of MCMC nothing is
@@ -241,33 +207,35 @@ class PersistentWalkers:
             AnchorError: there.
         """
         with torch.no_grad():
-            population = self._required()
+            population, _ = self._required()
             log_density = distribution.unnormalized_log_prob(population.value)
             check_anchor(population.all_log_weights(), log_density, population.log_density)
 
-    def draw(self, distribution: Density, sample_shape: Size) -> Tensor:
+    def draw(self, distribution: EnergyDensity, sample_shape: Size) -> Tensor:
         """Values of walkers, by their weights, and moved on: draws that are as good as the walkers.
 
         Returns:
             `(*sample, *batch, *event)`.
         """
         with torch.no_grad():
-            population = self._ready(distribution)
-            move, generator = self._move, self._generator
-            if move is None or generator is None:
-                raise RuntimeError("walkers were not started")
+            self._ready(distribution)
+            population, generator = self._required()
             weights = population.all_log_weights().exp()
             count, batch = sample_shape.numel(), weights.shape[1:]
             index = torch.multinomial(weights.reshape(len(weights), -1).mT, count, True, generator=generator)
             index = index.mT.reshape(count, *batch, *[1] * len(distribution.event_shape))
-            value = population.value.take_along_dim(index, 0)
-            moved = move(distribution, value, population.tuning, generator, num_steps=10 * move.usual_steps)
-            return moved.value.reshape(distribution_shape(distribution, sample_shape))
+            value, move = population.value.take_along_dim(index, 0), move_for(distribution)
+            log_density, steps = distribution.unnormalized_log_prob, _DRAW_MOVES * move.usual_steps
+            moved = move(log_density, value, population.tuning, generator, num_steps=steps)
+            return moved.value.reshape(sample_shape + population.value.shape[1:])
 
-    def _required(self) -> Population:
-        if self._population is None:
-            raise RuntimeError("PersistentWalkers: got no walkers yet, expected a log_prob of the distribution first.")
-        return self._population
+    def _required(self) -> tuple[Population, Generator]:
+        if self._population is None or self._generator is None:
+            raise RuntimeError(
+                "PersistentWalkers: got no walkers yet, expected them to be started. Call log_prob of their "
+                "distribution first."
+            )
+        return self._population, self._generator
 
     # Saving
 
@@ -304,10 +272,4 @@ class PersistentWalkers:
         """Restore what was pickled."""
         saved = state.pop("state")
         vars(self).update(state)
-        self._move = None
         self.load_state_dict(saved)
-
-
-def distribution_shape(distribution: Density, sample_shape: Size) -> Size:
-    """Of draws, `(*sample, *batch, *event)`."""
-    return sample_shape + distribution.batch_shape + distribution.event_shape

@@ -50,7 +50,7 @@ class Population(NamedTuple):
 
     @property
     def num_trackers(self) -> int:
-        """How many walkers track log Z: the largest multiple of the number of groups; see `counts`."""
+        """How many walkers track log Z: the other half."""
         return len(self.value) - self.num_drivers
 
     @property

@@ -52,5 +52,5 @@ def check_anchor(log_weights: Tensor, log_density: Tensor, anchor: Tensor) -> No
     raise AnchorError(
         f"frozen walkers: {found} at these parameters, which are too far from those where the walkers were frozen. "
         "Freeze them nearer: set the parameters to their posterior mean, walkers.unfreeze(), "
-        "walkers.refresh(distribution, num_steps=...), walkers.freeze(); or use the exchange algorithm."
+        "walkers.refresh(distribution, num_steps=...), walkers.freeze()."
     )

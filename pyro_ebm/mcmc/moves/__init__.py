@@ -4,10 +4,10 @@ from pyro_ebm._core.protocols import HasGibbsStep
 from pyro_ebm.mcmc.moves.gibbs_move import GibbsMove
 from pyro_ebm.mcmc.moves.gibbs_with_gradients_move import GibbsWithGradientsMove
 from pyro_ebm.mcmc.moves.langevin_move import LangevinMove
-from pyro_ebm.mcmc.moves.move import Density, Move, Moved, Start, Tuning
+from pyro_ebm.mcmc.moves.move import EnergyDensity, LogDensity, Move, Moved, Start, Tuning
 
 
-def move_for(density: Density) -> Move:
+def move_for(density: EnergyDensity) -> Move:
     """The move that fits a density.
 
     MALA where it is continuous; where it is discrete its energy's own Gibbs step, if it has one (and there is no base
@@ -16,12 +16,13 @@ def move_for(density: Density) -> Move:
     Raises:
         EnergySupportError: if it is discrete with infinitely many states.
     """
-    if density.support.is_discrete and density.base is None and isinstance(density.energy, HasGibbsStep):
-        return GibbsMove()
+    energy: object = density.energy
+    if density.support.is_discrete and density.base is None and isinstance(energy, HasGibbsStep):
+        return GibbsMove(energy)
     return annealing_move_for(density)
 
 
-def annealing_move_for(density: Density) -> Move:
+def annealing_move_for(density: EnergyDensity) -> Move:
     """The move that fits the densities between a reference and a density, whose energy's own step would not.
 
     Raises:
@@ -32,10 +33,11 @@ def annealing_move_for(density: Density) -> Move:
 
 
 __all__ = [
-    "Density",
+    "EnergyDensity",
     "GibbsMove",
     "GibbsWithGradientsMove",
     "LangevinMove",
+    "LogDensity",
     "Move",
     "Moved",
     "Start",

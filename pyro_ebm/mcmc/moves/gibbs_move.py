@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Generator, Tensor
 
 from pyro_ebm._core.protocols import HasGibbsStep
 from pyro_ebm.mcmc.moves.gibbs_with_gradients_move import untuned
-from pyro_ebm.mcmc.moves.move import Density, Moved, Start, Tuning
+from pyro_ebm.mcmc.moves.move import LogDensity, Moved, Start, Tuning
 
 
 class GibbsMove:
-    """Gibbs steps of all walkers: nothing is rejected."""
+    """Gibbs steps of all walkers: nothing is rejected.
+
+    Args:
+        energy: the energy, whose density is the one that is sampled.
+    """
 
     usual_steps = 1
     needs_gradient = False
+
+    def __init__(self, energy: HasGibbsStep) -> None:
+        self._energy = energy
 
     def tune(self, value: Tensor) -> Tuning:
         """See `Move`: there is nothing to tune."""
@@ -23,7 +28,7 @@ class GibbsMove:
 
     def __call__(
         self,
-        density: Density,
+        log_density: LogDensity,
         value: Tensor,
         tuning: Tuning,
         generator: Generator,
@@ -32,8 +37,7 @@ class GibbsMove:
         start: Start | None = None,
     ) -> Moved:
         """See `Move`."""
-        energy = cast(HasGibbsStep, density.energy)
         for _ in range(num_steps):
-            value = energy.gibbs_step(value, generator)
-        log_density = density.unnormalized_log_prob(value)
-        return Moved(value, log_density, log_density.new_ones(log_density.shape[1:]), tuning)
+            value = self._energy.gibbs_step(value, generator)
+        found = log_density(value)
+        return Moved(value, found, found.new_ones(found.shape[1:]), tuning)

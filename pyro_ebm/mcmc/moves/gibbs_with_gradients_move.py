@@ -11,7 +11,7 @@ from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.supports import state_range
 from pyro_ebm.mcmc import changes, gibbs_with_gradients
 from pyro_ebm.mcmc.metric import DiagonalMetric, Whitened
-from pyro_ebm.mcmc.moves.move import Density, Moved, Start, Tuning
+from pyro_ebm.mcmc.moves.move import LogDensity, Moved, Start, Tuning
 
 _MOST_STEPS = 50
 
@@ -36,7 +36,7 @@ class GibbsWithGradientsMove:
                 f"got the discrete support {support}, expected boolean, spin or an integer interval: no move is known "
                 "for it. Give walkers of your own, or an energy with a gibbs_step."
             )
-        self._range = found
+        self._range, self._event_dim = found, len(event_shape)
         self.usual_steps = min(_MOST_STEPS, event_shape.numel())
 
     def tune(self, value: Tensor) -> Tuning:
@@ -45,7 +45,7 @@ class GibbsWithGradientsMove:
 
     def __call__(
         self,
-        density: Density,
+        log_density: LogDensity,
         value: Tensor,
         tuning: Tuning,
         generator: Generator,
@@ -54,9 +54,9 @@ class GibbsWithGradientsMove:
         start: Start | None = None,
     ) -> Moved:
         """See `Move`."""
-        lead = value.shape[: value.dim() - len(density.event_shape)]
+        lead = value.shape[: value.dim() - self._event_dim]
         position = value.reshape(lead.numel(), -1)
-        target = _GradientChanges(density, value.shape, self._range, position)
+        target = _GradientChanges(log_density, value.shape, self._range, position)
         whitened = Whitened(DiagonalMetric(torch.ones_like(position[0])), target)
         if start is None:
             state = changes.State(position, *target.changes(position))
@@ -80,8 +80,8 @@ def untuned(value: Tensor) -> Tuning:
 class _GradientChanges:
     """A density with the gains of single changes, estimated by its gradient: `Changes` for samplers."""
 
-    def __init__(self, density: Density, shape: Size, found: tuple[int, int, int], like: Tensor) -> None:
-        self._density, self._shape = density, shape
+    def __init__(self, log_density: LogDensity, shape: Size, found: tuple[int, int, int], like: Tensor) -> None:
+        self._log_density, self._shape = log_density, shape
         low, spacing, count = found
         ones = torch.ones_like(like[0])
         self.low, self.spacing, self.num_states = low * ones, spacing * ones, count * ones
@@ -89,9 +89,7 @@ class _GradientChanges:
 
     def __call__(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
-        return value_and_gradient(
-            lambda x: self._density.unnormalized_log_prob(x.reshape(self._shape)).flatten(), position
-        )
+        return value_and_gradient(lambda x: self._log_density(x.reshape(self._shape)).flatten(), position)
 
     def changes(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """The log density `(chains,)` at `(chains, dim)`, and gains `(chains, dim, alternatives)`."""

@@ -11,7 +11,7 @@ from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm._core.supports import is_everywhere, unconstraining
 from pyro_ebm.mcmc import langevin
-from pyro_ebm.mcmc.moves.move import Density, Moved, Start, Tuning
+from pyro_ebm.mcmc.moves.move import LogDensity, Moved, Start, Tuning
 
 # The acceptance that is best for many dims: Roberts and Rosenthal 1998.
 _TARGET_ACCEPTANCE = 0.574
@@ -54,7 +54,7 @@ class LangevinMove:
 
     def __call__(
         self,
-        density: Density,
+        log_density: LogDensity,
         value: Tensor,
         tuning: Tuning,
         generator: Generator,
@@ -68,22 +68,22 @@ class LangevinMove:
         lead = free.shape[: free.dim() - self._event_dim]
         position = free.reshape(lead.numel(), -1)
 
-        def log_density(q: Tensor) -> tuple[Tensor, Tensor]:
-            return value_and_gradient(lambda x: self._log_density(density, x.reshape(free.shape) * scale).flatten(), q)
+        def whitened(q: Tensor) -> tuple[Tensor, Tensor]:
+            return value_and_gradient(lambda x: self._at_free(log_density, x.reshape(free.shape) * scale).flatten(), q)
 
         parameters = langevin.Parameters(
             tuning.log_step_size.exp().to(position).expand(lead).flatten(),
             torch.ones((), dtype=torch.bool, device=position.device),
         )
         if start is None or self._transform is not None:
-            state = langevin.State(position, *log_density(position))
+            state = langevin.State(position, *whitened(position))
         else:
             gradient = (start.gradient * scale).reshape(position.shape)
             state = langevin.State(position, start.log_density.flatten(), gradient)
         rates = []
         for _ in range(num_steps):
             randomness = langevin.draw_randomness(position, generator)
-            state, info = langevin.step(log_density, state, randomness, parameters)
+            state, info = langevin.step(whitened, state, randomness, parameters)
             rates.append(info.acceptance_rate)
         moved = state.position.reshape(free.shape) * scale
         result, value_log_density = moved, state.log_density.reshape(lead)
@@ -95,10 +95,10 @@ class LangevinMove:
         step = tuning.log_step_size + _GAIN * (acceptance - _TARGET_ACCEPTANCE)
         return Moved(result, value_log_density, acceptance, Tuning(step, scale))
 
-    def _log_density(self, density: Density, free: Tensor) -> Tensor:
+    def _at_free(self, log_density: LogDensity, free: Tensor) -> Tensor:
         if self._transform is None:
-            return density.unnormalized_log_prob(free)
+            return log_density(free)
         value = self._transform(free)
-        log_prob = density.unnormalized_log_prob(value)
+        log_prob = log_density(value)
         jacobian = self._transform.log_abs_det_jacobian(free, value)
         return log_prob + sum_rightmost(jacobian, jacobian.dim() - log_prob.dim())

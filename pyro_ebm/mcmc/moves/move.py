@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Generator, Size, Tensor
@@ -10,8 +11,10 @@ from torch.distributions.constraints import Constraint
 
 from pyro_ebm.energies.energy import Energy
 
+LogDensity = Callable[[Tensor], Tensor]
 
-class Density(Protocol):
+
+class EnergyDensity(Protocol):
     """An unnormalised density over one variable, `base(x) exp(-E(x))`."""
 
     @property
@@ -103,7 +106,7 @@ class Move(Protocol):
 
     def __call__(
         self,
-        density: Density,
+        log_density: LogDensity,
         value: Tensor,
         tuning: Tuning,
         generator: Generator,
@@ -111,5 +114,14 @@ class Move(Protocol):
         num_steps: int,
         start: Start | None = None,
     ) -> Moved:
-        """Move walkers `(walkers, *batch, *event)`; a start that is known saves an evaluation."""
+        """Move walkers.
+
+        Args:
+            log_density: unnormalised, `(walkers, *batch, *event)` to `(walkers, *batch)`.
+            value: where they are, `(walkers, *batch, *event)`.
+            tuning: as it was adapted so far.
+            generator: of the random numbers.
+            num_steps: of the move.
+            start: what is known there, which saves an evaluation.
+        """
         ...
