@@ -259,6 +259,12 @@ def test_walkers_that_move_are_refused_under_nuts_over_parameters() -> None:
         MCMC(NUTS(beta_model(PersistentWalkers(50), spins())), num_samples=5, warmup_steps=5).run()
 
 
+def test_pyros_own_nuts_is_refused_too() -> None:
+    kernel = pyro.infer.NUTS(beta_model(PersistentWalkers(50), spins()))
+    with pytest.raises(StochasticPotentialError, match="freeze"):
+        pyro.infer.MCMC(kernel, num_samples=5, warmup_steps=5, disable_progbar=True).run()
+
+
 def test_nuts_over_parameters_with_frozen_walkers() -> None:
     data = spins()
     walkers = PersistentWalkers(1000)
@@ -299,7 +305,7 @@ def test_frozen_walkers_refuse_parameters_that_are_far() -> None:
     with torch.no_grad():
         energy.b.fill_(0.3)
     near = p.log_prob(torch.zeros((), dtype=torch.float64))
-    assert abs(float(near + energy.exact() + 0.5 * math.log(2 * math.pi))) < 4 * 0.3 / math.sqrt(400)
+    assert abs(float((near + energy.exact()).detach()) + 0.5 * math.log(2 * math.pi)) < 4 * 0.3 / math.sqrt(400)
     with torch.no_grad():
         energy.b.fill_(4.0)
     with pytest.raises(AnchorError, match="count"):
