@@ -12,6 +12,7 @@ from pyro_ebm import (
     AdaptiveNoiseContrastive,
     ConcreteScoreMatching,
     ConditionalNoiseContrastive,
+    ContrastiveDivergence,
     DenoisingScoreMatching,
     DiscreteEnergyDiscrepancy,
     EnergyDiscrepancy,
@@ -23,6 +24,7 @@ from pyro_ebm import (
     NoiseContrastive,
     Objective,
     Perceptron,
+    PersistentContrastiveDivergence,
     PseudoLikelihood,
     QuadraticEnergy,
     RankingNoiseContrastive,
@@ -39,13 +41,15 @@ REAL, SPIN, LABEL = "real", "spin", "label"
 
 @dataclass(frozen=True)
 class ObjectiveCase:
-    """An objective, the domains that it takes, and whether it draws random numbers."""
+    """An objective, the domains that it takes, whether it draws random numbers, and
+    whether it takes energy distributions alone."""
 
     name: str
     make: Callable[[], Objective]
     domains: tuple[str, ...]
     random: bool = False
     structured: bool = False
+    needs_energy: bool = False
 
 
 def distribution(
@@ -94,6 +98,8 @@ OBJECTIVES = [
     ObjectiveCase("nce_adversarial", lambda: learned_noise(True), (REAL,), True),
     ObjectiveCase("ranking", RankingNoiseContrastive, (REAL, SPIN, LABEL), True),
     ObjectiveCase("cnce", ConditionalNoiseContrastive, (REAL,), True),
+    ObjectiveCase("cd", ContrastiveDivergence, (REAL, SPIN, LABEL), True, needs_energy=True),
+    ObjectiveCase("pcd", lambda: PersistentContrastiveDivergence(50), (REAL, SPIN, LABEL), True, needs_energy=True),
     ObjectiveCase("score_matching", ScoreMatching, (REAL,)),
     ObjectiveCase("score_matching_probes", lambda: ScoreMatching(num_probes=2), (REAL,), True),
     ObjectiveCase("sliced", SlicedScoreMatching, (REAL,), True),

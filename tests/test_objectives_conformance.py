@@ -79,7 +79,7 @@ def test_without_gradients(case: ObjectiveCase, domain: str) -> None:
     loss, _ = objective(trained, data(domain, 40))
     pyro.set_rng_seed(3)
     with torch.no_grad():
-        same, _ = objective(trained, data(domain, 40))
+        same, _ = case.make()(trained, data(domain, 40))
     assert not same.requires_grad
     torch.testing.assert_close(same, loss.detach())
 
@@ -87,10 +87,9 @@ def test_without_gradients(case: ObjectiveCase, domain: str) -> None:
 @pairs
 def test_seeds_repeat(case: ObjectiveCase, domain: str) -> None:
     trained, values = distribution(domain), data(domain, 40)
-    objective = case.make()
 
     def at(seed: int) -> Tensor:
-        loss, _ = objective(trained, values, generator=torch.Generator().manual_seed(seed))
+        loss, _ = case.make()(trained, values, generator=torch.Generator().manual_seed(seed))
         return loss.detach()
 
     before = torch.random.get_rng_state()
@@ -108,7 +107,7 @@ def test_state_is_saved_and_loaded(case: ObjectiveCase, domain: str) -> None:
     for other in (fresh, copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
         losses = [
             each(trained, data(domain, 30, seed=9), generator=torch.Generator().manual_seed(0))[0]
-            for each in (objective, other)
+            for each in (copy.deepcopy(objective), other)
         ]
         assert torch.equal(*losses)
 
@@ -226,7 +225,7 @@ def test_wrong_arguments(case: ObjectiveCase) -> None:
         case.make()(trained.energy, data(case.domains[0], 20))
 
 
-@parametrize([case for case in real_cases if "given" not in case.name])
+@parametrize([case for case in real_cases if "given" not in case.name and not case.needs_energy])
 def test_a_plain_distribution(case: ObjectiveCase) -> None:
     location = nn.Parameter(torch.zeros(3, dtype=torch.float64))
     plain = MultivariateNormal(location, torch.eye(3, dtype=torch.float64))
@@ -234,6 +233,13 @@ def test_a_plain_distribution(case: ObjectiveCase) -> None:
     loss.backward()
     assert location.grad is not None
     assert location.grad.isfinite().all()
+
+
+@parametrize([case for case in real_cases if case.needs_energy])
+def test_chains_sample_energies_alone(case: ObjectiveCase) -> None:
+    plain = MultivariateNormal(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    with pytest.raises(TypeError, match="expected an EnergyDistribution"):
+        case.make()(plain, data(REAL, 40))
 
 
 def test_a_base_and_a_scalar_event() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ebm import DoubleWell, Energy, EnergyDistribution, NeuralEnergy, QuadraticEnergy, energy, factor
-from pyro_ebm._core.errors import TwoDensitiesError, UnnormalizedError, UnnormalizedObservationError
+from pyro_ebm._core.errors import GuideEnergyError, TwoDensitiesError, UnnormalizedError, UnnormalizedObservationError
 
 pytestmark = pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites:UserWarning")
 
@@ -114,7 +114,7 @@ def test_an_energy_in_a_guide_is_watched() -> None:
     def guide() -> None:
         pyro.sample("z", EnergyDistribution(e, sampler=lambda d, shape: torch.zeros(d.shape(shape))))
 
-    with pytest.raises(UnnormalizedError, match='"z"'):
+    with pytest.raises(GuideEnergyError, match='"z" of a guide'):
         step(model, guide)
 
 

@@ -37,6 +37,18 @@ class AnchorError(NormalizerError):
     """Frozen walkers are too far from the parameters at which they were frozen."""
 
 
+class StaleWalkersError(NormalizerError):
+    """A log Z is to be reported, and the parameters were changed since the walkers were refreshed."""
+
+
+class LogNormalizerUncertainError(NormalizerError):
+    """A log Z is to be reported, and its error is too large."""
+
+
+class NoDensityError(NormalizerError):
+    """A log density is asked of what supplies gradients or draws, and knows no log Z."""
+
+
 class StepTooLargeError(NormalizerError):
     """The energy changed so much in one step that next to no walker is of use for the new one."""
 
@@ -55,6 +67,18 @@ class SharedNormalizerError(ValueError):
 
 class TwoDensitiesError(RuntimeError):
     """Two densities are put on one value: the log Z of their product is not the sum of theirs."""
+
+
+class GuideEnergyError(RuntimeError):
+    """An energy without an exact log Z is in a guide, which has to know its own density."""
+
+
+class EnumeratedContextError(UnnormalizedError):
+    """A density without its log Z depends on a variable that is enumerated."""
+
+
+class CoupledPlateError(RuntimeError):
+    """An energy ties together elements of a plate that is subsampled."""
 
 
 class BatchingError(RuntimeError):

@@ -5,20 +5,30 @@ from pyro_ebm.distributions.factor import factor
 from pyro_ebm.distributions.graph_distribution import GraphDistribution
 from pyro_ebm.distributions.grid_crf import GridCRF
 from pyro_ebm.distributions.linear_chain_crf import LinearChainCRF
-from pyro_ebm.distributions.normalizers import Exact, Normalizer, PersistentWalkers
+from pyro_ebm.distributions.normalizers import (
+    ConditionalWalkers,
+    Exact,
+    Normalizer,
+    PersistentChains,
+    PersistentWalkers,
+    ShortRun,
+)
 from pyro_ebm.distributions.sample_graph import sample_graph
 from pyro_ebm.distributions.structured import StructuredDistribution
 from pyro_ebm.distributions.tree_crf import TreeCRF
 
 __all__ = [
+    "ConditionalWalkers",
     "EnergyDistribution",
     "Exact",
     "GraphDistribution",
     "GridCRF",
     "LinearChainCRF",
     "Normalizer",
+    "PersistentChains",
     "PersistentWalkers",
     "Sampler",
+    "ShortRun",
     "StructuredDistribution",
     "TreeCRF",
     "factor",

@@ -5,11 +5,12 @@ and a silent error, or between a cheap call and a long one, we look up the call 
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import unwrap
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+import pyro.infer.enum
 import pyro.infer.inspect
 import pyro.infer.mcmc.util
 import pyro.infer.predictive
@@ -39,6 +40,19 @@ _SHAPING: set[CodeType] = {
 # The prior predictive's two shape-learning passes are those with an initialisation strategy.
 _INIT_TO_SAMPLE: CodeType = initialization.init_to_sample.__code__
 _PREDICTIVE: CodeType = pyro.infer.predictive._predictive.__code__
+# The traces of every ELBO are made here.
+_ELBO: CodeType = pyro.infer.enum.get_importance_trace.__code__
+# Modules whose inference weighs or selects by log probabilities, and what they are.
+_READERS: dict[str, str] = {
+    "pyro.infer.importance": "importance sampling",
+    "pyro.infer.predictive": "a weighted predictive",
+    "pyro.infer.renyi_elbo": "RenyiELBO",
+    "pyro.infer.rws": "ReweightedWakeSleep",
+    "pyro.infer.smcfilter": "SMCFilter",
+    "pyro.infer.trace_tail_adaptive_elbo": "TraceTailAdaptive_ELBO",
+    "pyro.infer.traceenum_elbo": "TraceEnum_ELBO",
+    "pyro.infer.tracetmc_elbo": "TraceTMC_ELBO",
+}
 
 
 def _frames() -> Iterator[FrameType]:
@@ -56,12 +70,18 @@ class ScoredSite(NamedTuple):
         is_observed: whether it has a value that was not drawn or moved by inference.
         moved: what MCMC is moving, all else being constant to it; `None` if this is not MCMC.
         same_value: the name of another site that scores the very same value, or `None`.
+        in_guide: whether it is a guide's.
+        event_dim: how many event dims its distribution has.
+        enumerated: the dims along which other sites take all their values, by their names.
     """
 
     name: str
     is_observed: bool
     moved: Sequence[Tensor] | None
     same_value: str | None
+    in_guide: bool
+    event_dim: int
+    enumerated: Mapping[str, int]
 
 
 def scored_site() -> ScoredSite | None:
@@ -69,11 +89,15 @@ def scored_site() -> ScoredSite | None:
     site: dict[str, Any] | None = None
     twin: str | None = None
     moved: dict[str, Tensor] | None = None
+    trace: Trace | None = None
+    in_guide = False
     for frame in _frames():
         if site is None and frame.f_code in _SCORING:
             site, trace = frame.f_locals["site"], frame.f_locals["self"]
             twin = next((name for name, node in trace.nodes.items() if _is_twin(node, site)), None)
             moved = {name: node["value"] for name, node in trace.nodes.items() if _moved_by_mcmc(node)} or None
+        elif trace is not None and "guide_trace" in frame.f_code.co_varnames and _is_pyros(frame):
+            in_guide = in_guide or frame.f_locals.get("guide_trace") is trace
         elif moved is None and frame.f_code is _POTENTIAL:
             moved = frame.f_locals["params"]
         elif moved is None and frame.f_code is _MCMC_SETUP:
@@ -81,7 +105,41 @@ def scored_site() -> ScoredSite | None:
     if site is None or site["mask"] is False:  # what is masked out is computed, and not used
         return None
     is_observed = site["is_observed"] and site["name"] not in (moved or ())
-    return ScoredSite(site["name"], is_observed, None if moved is None else list(moved.values()), twin)
+    enumerated = {
+        name: node["infer"]["_enumerate_dim"]
+        for name, node in (trace.nodes.items() if trace is not None else ())
+        if node is not site and node["type"] == "sample" and node["infer"].get("_enumerate_dim") is not None
+    }
+    return ScoredSite(
+        site["name"],
+        is_observed,
+        None if moved is None else list(moved.values()),
+        twin,
+        in_guide,
+        site["fn"].event_dim,
+        enumerated,
+    )
+
+
+def _is_pyros(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("pyro.infer")
+
+
+def value_needed() -> str | None:
+    """What part of Pyro that is scoring a site needs the value of log Z, and not its gradient alone, if one does."""
+    scoring = False
+    for frame in _frames():
+        scoring = scoring or frame.f_code in _SCORING
+        if not scoring:
+            continue
+        reader = _READERS.get(str(frame.f_globals.get("__name__", "")))
+        if reader is not None:
+            return reader
+        if frame.f_code is _ELBO:
+            for name, node in frame.f_locals["guide_trace"].nodes.items():
+                if node["type"] == "sample" and not node["is_observed"] and not node["fn"].has_rsample:
+                    return f'a guide whose site "{name}" is not reparameterised'
+    return None
 
 
 def _is_twin(node: dict[str, Any], site: dict[str, Any]) -> bool:

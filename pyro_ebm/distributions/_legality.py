@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.autograd.graph import Node
 
-from pyro_ebm._core.errors import TwoDensitiesError, UnnormalizedError, UnnormalizedObservationError
+from pyro_ebm._core.errors import (
+    EnumeratedContextError,
+    GuideEnergyError,
+    TwoDensitiesError,
+    UnnormalizedError,
+    UnnormalizedObservationError,
+)
 from pyro_ebm.distributions._caller import ScoredSite, scored_site
 
 _WAYS_OUT = (
@@ -45,19 +51,50 @@ def check_unnormalized(density: Tensor, arguments: Sequence[Tensor]) -> None:
     )
 
 
-def check_one_density() -> None:
-    """Raise if Pyro is scoring an observed site whose value another site scores too.
+def check_site(batch_shape: Size, event_dim: int, *, exact: bool, has_log_normalizer: bool) -> None:
+    """Raise where Pyro scores an energy's site that means something else than it says.
+
+    Args:
+        batch_shape: of the density.
+        event_dim: of it.
+        exact: whether it has an exact log Z.
+        has_log_normalizer: whether it has one at all.
 
     Raises:
-        TwoDensitiesError: there.
+        TwoDensitiesError: at an observed site whose value another site scores too.
+        GuideEnergyError: in a guide, without an exact log Z.
+        EnumeratedContextError: without log Z, where the energy depends on an enumerated site.
     """
     site = scored_site()
-    if site is not None and site.is_observed and site.same_value is not None:
+    if site is None:
+        return
+    if site.is_observed and site.same_value is not None:
         raise TwoDensitiesError(
             f'at site "{site.name}": got the value of site "{site.same_value}", expected data: a second density on one '
             "value makes a product, whose log Z is not the sum of theirs. Add the energies first, "
             "EnergyDistribution(e1 + e2), or declare an energy factor among sites: factor(name, energy, value)."
         )
+    if site.in_guide and not exact:
+        raise GuideEnergyError(
+            f'at site "{site.name}" of a guide: got an energy without an exact log Z, expected a density that can be '
+            "evaluated and sampled: an ELBO needs log q, and its gradient. Give log_normalizer=Exact() or a tensor, or "
+            "use a flow or an autoguide; to sample a posterior that is an energy, use MCMC."
+        )
+    if has_log_normalizer:
+        return
+    inside = site.event_dim - event_dim  # batch dims that to_event made event dims of the site
+    for name, dim in site.enumerated.items():
+        if -(dim - inside) <= len(batch_shape) and batch_shape[dim - inside] > 1:
+            raise EnumeratedContextError(enumerated_context(site.name, name))
+
+
+def enumerated_context(name: str, context: str) -> str:
+    """What is wrong with an unnormalised energy at a site that depends on an enumerated one."""
+    return (
+        f'at site "{name}": got an unnormalised energy that depends on the discrete site "{context}", which is summed '
+        "out, expected one whose log Z is the same for all of its values: it would be dropped from the sum. Give it "
+        "log Z, log_normalizer=Exact() or a tensor."
+    )
 
 
 def dependencies(density: Tensor, arguments: Sequence[Tensor], site: ScoredSite) -> list[Tensor]:

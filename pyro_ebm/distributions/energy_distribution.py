@@ -22,8 +22,9 @@ from pyro_ebm._core.protocols import HasExactDraws
 from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
 from pyro_ebm._core.supports import enumerable_states, enumerate_states, same_support, with_event_dim
 from pyro_ebm.distributions._caller import only_shape_needed
-from pyro_ebm.distributions._legality import check_one_density, check_unnormalized
+from pyro_ebm.distributions._legality import check_site, check_unnormalized
 from pyro_ebm.distributions.default_sampler import enumerated_sample, init_sample, run_sample
+from pyro_ebm.distributions.normalizers.exact import Exact
 from pyro_ebm.distributions.normalizers.normalizer import HasDraws, Normalizer
 from pyro_ebm.energies import Energy
 from pyro_ebm.graphs import FactorGraph
@@ -131,13 +132,13 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                 "indices."
             )
         new.energy, new.base, new.sampler = self.energy, self.base, self.sampler
-        new._log_normalizer, new._support, new._origin = self._log_normalizer, self._support, self._root
+        new._log_normalizer, new._support, new._origin = self._log_normalizer, self._support, self.root
         super(EnergyDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     @property
-    def _root(self) -> EnergyDistribution:
+    def root(self) -> EnergyDistribution:
         """The distribution as it was constructed, which owns log Z; not kept by itself, for cycles are hard to walk."""
         return self if self._origin is None else self._origin
 
@@ -145,6 +146,11 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
     def support(self) -> Constraint:
         """Where the density lives: the base's support, or the energy's."""
         return self._support
+
+    @property
+    def normalizer(self) -> Tensor | Normalizer | None:
+        """What supplies log Z, if anything does."""
+        return self._log_normalizer
 
     @property
     def is_normalized(self) -> bool:
@@ -175,18 +181,20 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         Raises:
             EnergyShapeError: if the energy does not reduce just the event dims.
             TwoDensitiesError: when Pyro scores an observed site with the value of another site.
+            GuideEnergyError: when Pyro scores a guide's site, and there is no exact log Z.
+            EnumeratedContextError: when Pyro scores a site without log Z for the values of an enumerated site.
             UnnormalizedError: when Pyro scores a site without log Z, and log Z depends on what is learned or sampled.
         """
         if self._validate_args:
             self._validate_sample(value)
-        check_one_density()
+        normalizer = self._log_normalizer
+        exact = isinstance(normalizer, Tensor | Exact)
+        check_site(self.root.batch_shape, len(self.event_shape), exact=exact, has_log_normalizer=self.is_normalized)
         log_prob = self.unnormalized_log_prob(value)
-        if self._log_normalizer is None:
+        if normalizer is None:
             check_unnormalized(log_prob, (value,))
             return log_prob
-        if isinstance(self._log_normalizer, Tensor):
-            return log_prob - self._log_normalizer
-        return log_prob - self._log_normalizer.log_normalizer(self._root)
+        return log_prob - (normalizer if isinstance(normalizer, Tensor) else normalizer.log_normalizer(self.root))
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008  (torch's signature)
         """Draws `(*sample, *batch, *event)`, detached.
@@ -220,10 +228,10 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
             exact = self._exact_sample(sample_shape)
             if exact is not None:
                 return exact
-            extra = len(self.batch_shape) - len(self._root.batch_shape)
+            extra = len(self.batch_shape) - len(self.root.batch_shape)
             normalizer: object = self._log_normalizer
-            if isinstance(normalizer, HasDraws) and self.batch_shape[extra:] == self._root.batch_shape:
-                return normalizer.draw(self._root, sample_shape + self.batch_shape[:extra])
+            if isinstance(normalizer, HasDraws) and self.batch_shape[extra:] == self.root.batch_shape:
+                return normalizer.draw(self.root, sample_shape + self.batch_shape[:extra])
             if self.has_enumerate_support:
                 return enumerated_sample(self, sample_shape)
             return run_sample(self, self.base, sample_shape, like_of(self.energy))
@@ -267,6 +275,16 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
             f"EnergyDistribution({type(self.energy).__name__}{base}, batch_shape={tuple(self.batch_shape)}, "
             f"event_shape={tuple(self.event_shape)}, is_normalized={self.is_normalized})"
         )
+
+
+def energy_distribution_of(distribution: Distribution) -> EnergyDistribution | None:
+    """The energy distribution inside of one that is masked, or has its batch dims as event dims, if there is one."""
+    inside: object = distribution
+    while not isinstance(inside, EnergyDistribution):
+        if not hasattr(inside, "base_dist"):
+            return None
+        inside = inside.base_dist
+    return inside
 
 
 def _check_shared(log_normalizer: Tensor, energy: Energy) -> None:

@@ -9,6 +9,7 @@ from torch import Size, Tensor
 from pyro_ebm._core.errors import EnergySupportError
 from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
 from pyro_ebm._core.validation import validation_enabled
+from pyro_ebm.distributions._coupling import check_coupling
 from pyro_ebm.distributions._legality import check_unnormalized
 from pyro_ebm.energies import Energy
 
@@ -44,6 +45,7 @@ def factor(name: str, energy: Energy, *values: Tensor) -> None:
 
     Raises:
         EnergyShapeError: if a value does not end in its event shape, or the energy does not reduce just the event dims.
+        CoupledPlateError: if it ties together elements of a plate that is subsampled.
         EnergySupportError: if a value is outside of the energy's support, and Pyro's validation is on.
         UnnormalizedError: under inference, if the energy depends on learned or sampled tensors other than `values`: the
             joint density's log Z would depend on them too. Where such a term is meant, say so with `pyro.factor`.
@@ -77,7 +79,9 @@ def factor(name: str, energy: Energy, *values: Tensor) -> None:
                     "site that support, or declare the energy on a wider one (support=...)."
                 )
     expected = broadcast([energy.batch_shape, *leads], what)
-    declare_factor(name, check_energy_shape(energy(*values), expected, what), values)
+    result = check_energy_shape(energy(*values), expected, what)
+    declare_factor(name, result, values)
+    check_coupling(name, result, values)
 
 
 def declare_factor(name: str, energy: Tensor, values: tuple[Tensor, ...]) -> None:

@@ -18,6 +18,7 @@ from pyro_ebm.energies import Energy
 from pyro_ebm.graphs.conditioning import Evidence, conditioned, read_evidence, reduced_variable
 from pyro_ebm.graphs.exact import ExactParts, Marginals, exact_parts
 from pyro_ebm.graphs.factor import Factor, wire
+from pyro_ebm.graphs.gibbs_sweeps import GibbsSweeps, TemperingPath
 from pyro_ebm.graphs.networks import edge_index, to_networkx
 from pyro_ebm.graphs.scaled import scaled
 from pyro_ebm.graphs.subgraphs import factors_within, kept_elements, markov_blanket
@@ -219,6 +220,31 @@ class FactorGraph(Energy):
     def entropy(self) -> Tensor:
         """The entropy in nats, `(*batch,)`, differential for real variables; errors as for `log_partition`."""
         return self._exact().entropy()
+
+    # -- chains ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gibbs_step(self, value: Tensor, generator: Generator | None = None, *, num_steps: int = 1) -> Tensor:
+        """Chromatic Gibbs sweeps of chains, which leave `exp(-E)` invariant: for a graph over one discrete variable.
+
+        Args:
+            value: where the chains are, `(*chains, *batch, *shape)`.
+            generator: of the random numbers; torch's global one by default.
+            num_steps: how many sweeps.
+
+        Raises:
+            GraphError: if the graph has several variables, or a continuous one.
+            TreewidthError: if a factor over the whole variable has too many states for a table.
+        """
+        return GibbsSweeps(self.log_tables())(value, generator, num_sweeps=num_steps)
+
+    @torch.no_grad()
+    def annealing_path(self, generator: Generator | None = None) -> TemperingPath:
+        """The densities from the uniform one to the graph's, with Gibbs sweeps, for a graph over one discrete variable.
+
+        Errors are those of `gibbs_step`.
+        """
+        return TemperingPath(self, self.log_tables(), generator)
 
     # -- smaller graphs ----------------------------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
+from pyro_ebm._core.heat_bath import sweep
 from pyro_ebm._core.program import EagerProgram, Program, build_program
 from pyro_ebm._core.randomness import random_bits, seeded_generator
 from pyro_ebm.graphs import FactorGraph
 from pyro_ebm.infer.conditional_target import ConditionalDensity, ConditionalTarget
 from pyro_ebm.infer.discrete_kernel import MOST_BLOCKS
 from pyro_ebm.infer.graph_target import graph_of
-from pyro_ebm.mcmc.heat_bath import sweep
 
 # Sweeps at a time, within a bound on their random numbers; and how many are worth compiling.
 _MOST_SWEEPS, _MOST_NUMBERS, _WORTH_COMPILING = 256, 2**22, 200

@@ -16,7 +16,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 
-from pyro_ebm._core.errors import BatchingError, GraphError, TreewidthError
+from pyro_ebm._core.errors import BatchingError, EnumeratedContextError, GraphError, TreewidthError
+from pyro_ebm.distributions._legality import enumerated_context
+from pyro_ebm.distributions.energy_distribution import energy_distribution_of
 from pyro_ebm.graphs.coloring import color
 from pyro_ebm.graphs.plated import PlatedFactor, PlatedGraph, PlatedVariable, joint_states
 from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES
@@ -189,6 +191,7 @@ def find_enumeration(
                 {site: None for site, dim in dims.items() if -dim <= log_prob.dim() and log_prob.shape[dim] > 1}
             )
     sites = {name: PlatedVariable(len(messenger.states[name]), frozenset(frames[name])) for name in names}
+    _require_log_normalizers(scopes, scored)
     for name in names:
         scopes[name].setdefault(name)
     _require_feasible(scopes, sites, frames)
@@ -214,6 +217,15 @@ def _require_same_plates(name: str, log_prob: Tensor, usual: Tensor, num_plates:
                 "plates, and have size one along their plates: index or sum them along neither. What couples elements "
                 "of a plate needs them as sites of their own (for i in pyro.plate(...))."
             )
+
+
+def _require_log_normalizers(scopes: Mapping[str, Collection[str]], scored: Mapping[str, Any]) -> None:
+    """Check that no density without its log Z depends on another site that is summed out."""
+    for name, scope in scopes.items():
+        energy = energy_distribution_of(scored[name]["fn"])
+        contexts = [each for each in scope if each != name]
+        if contexts and energy is not None and not energy.is_normalized:
+            raise EnumeratedContextError(enumerated_context(name, contexts[0]))
 
 
 def _require_feasible(

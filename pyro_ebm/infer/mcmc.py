@@ -15,10 +15,12 @@ from tqdm.auto import tqdm
 from pyro_ebm._core.errors import InitializationError, SamplingWarning
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm.diagnostics.convergence import convergence, summary_table
+from pyro_ebm.infer.anchors import check_anchors
 from pyro_ebm.infer.arviz import to_arviz
 from pyro_ebm.infer.arviz_files import to_netcdf, to_zarr
 from pyro_ebm.infer.initial_points import given_points, is_finite
 from pyro_ebm.infer.kernel import AdaptiveKernel, Kernel
+from pyro_ebm.infer.model_target import ModelTarget
 from pyro_ebm.infer.progress import concerns, show_progress
 from pyro_ebm.infer.run_folder import RunFolder
 from pyro_ebm.infer.target import Target
@@ -140,6 +142,7 @@ class MCMC:
             InitializationError: if no finite starts are found.
             OSError: if draws cannot be written to that folder, have no room there, or another run is under way there.
             UnnormalizedError: if a density of the model lacks a log Z that is not a constant.
+            AnchorError: at the end, if frozen walkers are too far from the draws of the parameters of their energy.
         """
         target = self._build(args, kwargs)
         if self._folder is not None:
@@ -276,6 +279,8 @@ class MCMC:
             )
         for message in concerns(run):
             warnings.warn(message, SamplingWarning, stacklevel=3)
+        if run.finished and isinstance(self._target, ModelTarget):
+            check_anchors(self._target, self.recorded()["position"])
 
     def _keep(self) -> None:
         """Keep the run where its draws are."""

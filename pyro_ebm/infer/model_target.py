@@ -103,7 +103,8 @@ class ModelTarget:
         latents = self.structure.latents
         return {name: value.to(latents[name].dtype) for name, value in self.raveler.unravel(flat).items()}
 
-    def _run(self, handler: Any) -> Any:
+    def run_model(self, handler: Any) -> Any:
+        """Run the model under a handler, which is given back."""
         with handler:
             self._model(*self._args, **self._kwargs)
         return handler
@@ -113,10 +114,10 @@ class ModelTarget:
         apart = {} if enumeration is None else enumeration.scopes
         self._handler = handler = LogJoint(self._sites(flat), self._coordinates, apart)
         if enumeration is None:
-            joint = self._run(handler).total
+            joint = self.run_model(handler).total
         else:
             with Enumerate(enumeration.dims):
-                joint = self._run(handler).total + enumeration.log_partition(handler.apart)
+                joint = self.run_model(handler).total + enumeration.log_partition(handler.apart)
         total: Tensor = joint.to(flat.dtype)
         return total
 
@@ -126,7 +127,7 @@ class ModelTarget:
 
         def run(messenger: Enumerate, apart: Collection[str]) -> LogJoint:
             with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), messenger:
-                handler: LogJoint = self._run(LogJoint(sites, self._coordinates, apart))
+                handler: LogJoint = self.run_model(LogJoint(sites, self._coordinates, apart))
             for name, value in handler.values.items():
                 expected = self.structure.latents[name].shape
                 if value.shape != expected:
@@ -189,7 +190,7 @@ class ModelTarget:
 
         def values(flat: Tensor) -> dict[str, Tensor]:
             with Enumerate({}):
-                found: dict[str, Tensor] = self._run(LogJoint(self._sites(flat), self._coordinates)).values
+                found: dict[str, Tensor] = self.run_model(LogJoint(self._sites(flat), self._coordinates)).values
             return found
 
         lead = position.shape[:-1]
@@ -206,7 +207,7 @@ class ModelTarget:
             return {}, {}
 
         def evaluate(one: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            handler = self._run(Pointwise(one))
+            handler = self.run_model(Pointwise(one))
             return handler.deterministics, handler.log_likelihood
 
         deterministics, log_likelihood = self._batched(evaluate, values)
@@ -225,7 +226,7 @@ class ModelTarget:
         def tables(flat: Tensor) -> dict[str, Tensor]:
             handler = LogJoint(self._sites(flat), self._coordinates, enumeration.scopes)
             with Enumerate(enumeration.dims):
-                return enumeration.tables(self._run(handler).apart)
+                return enumeration.tables(self.run_model(handler).apart)
 
         chunks = position.reshape(-1, self.raveler.dim).split(_CHUNK)
         drawn = [enumeration.sample(self._batched(tables, chunk)) for chunk in chunks]

@@ -14,8 +14,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Generator, Tensor
 
+from pyro_ebm._core.heat_bath import Conditionals, Layout, resample_one, sweep
 from pyro_ebm._core.randomness import random_bits, uniform
-from pyro_ebm.mcmc.heat_bath import Conditionals, Layout, resample_one, sweep
 from pyro_ebm.mcmc.metric import Whitened
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Generator, Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_ebm._core.heat_bath import sweep
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import random_bits
 from pyro_ebm.mcmc.covariance import MetricEstimator
 from pyro_ebm.mcmc.gibbs import conditionals
-from pyro_ebm.mcmc.heat_bath import sweep
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric, Metric, Whitened
 from pyro_ebm.mcmc.protocols import Info
 

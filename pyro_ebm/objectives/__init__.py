@@ -3,6 +3,7 @@
 from pyro_ebm.objectives.adaptive_noise_contrastive import AdaptiveNoiseContrastive
 from pyro_ebm.objectives.concrete_score_matching import ConcreteScoreMatching
 from pyro_ebm.objectives.conditional_noise_contrastive import ConditionalNoiseContrastive
+from pyro_ebm.objectives.contrastive_divergence import ContrastiveDivergence
 from pyro_ebm.objectives.denoising_score_matching import DenoisingScoreMatching
 from pyro_ebm.objectives.discrete_energy_discrepancy import DiscreteEnergyDiscrepancy
 from pyro_ebm.objectives.energy_discrepancy import EnergyDiscrepancy
@@ -11,6 +12,7 @@ from pyro_ebm.objectives.negative_log_likelihood import NegativeLogLikelihood
 from pyro_ebm.objectives.noise_contrastive import NoiseContrastive
 from pyro_ebm.objectives.objective import Objective
 from pyro_ebm.objectives.perceptron import Perceptron
+from pyro_ebm.objectives.persistent_contrastive_divergence import PersistentContrastiveDivergence
 from pyro_ebm.objectives.pseudo_likelihood import PseudoLikelihood
 from pyro_ebm.objectives.ranking_noise_contrastive import RankingNoiseContrastive
 from pyro_ebm.objectives.ratio_matching import RatioMatching
@@ -23,6 +25,7 @@ __all__ = [
     "AdaptiveNoiseContrastive",
     "ConcreteScoreMatching",
     "ConditionalNoiseContrastive",
+    "ContrastiveDivergence",
     "DenoisingScoreMatching",
     "DiscreteEnergyDiscrepancy",
     "EnergyDiscrepancy",
@@ -31,6 +34,7 @@ __all__ = [
     "NoiseContrastive",
     "Objective",
     "Perceptron",
+    "PersistentContrastiveDivergence",
     "PseudoLikelihood",
     "RankingNoiseContrastive",
     "RatioMatching",

@@ -35,5 +35,10 @@ def same(now: Fingerprint, before: Fingerprint, log_density: Tensor, anchor: Ten
     """
     if len(now) != len(before) or not all(map(torch.equal, now, before)):
         return False
+    return close(log_density, anchor)
+
+
+def close(log_density: Tensor, anchor: Tensor) -> bool:
+    """Whether a density at walkers is what it was at the anchor, up to rounding."""
     rounding = 64 * torch.finfo(anchor.dtype).eps * anchor.abs().clamp(min=1)
     return bool(((log_density.detach() - anchor).abs() <= rounding).all())

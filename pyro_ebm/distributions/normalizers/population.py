@@ -88,11 +88,33 @@ class Population(NamedTuple):
         work = log_density.double() - self.log_density.double()
         return self._replace(log_density=log_density, log_weight=self.log_weight + work)
 
-    def resampled(self, generator: Generator) -> Population:
-        """With equal weights in each group of which less than half of the walkers count."""
-        drivers = _chosen(self.log_weight[: self.num_drivers], generator)
+    def forgetful(self) -> Population:
+        """With equal weights, what they told of log Z taken over by all groups."""
+        value = self.log_normalizer().expand_as(self.log_partition).clone()
+        return self._replace(log_weight=torch.zeros_like(self.log_weight), log_partition=value)
+
+    def at(self, index: Tensor) -> Population:
+        """Those of some elements of a batch `(N,)`, for an index `(n,)`."""
+        return Population(
+            self.value[:, index],
+            self.log_density[:, index],
+            self.log_weight[:, index],
+            self.log_partition[:, index],
+            Tuning(*(each[index] for each in self.tuning)),
+        )
+
+    def put(self, index: Tensor, new: Population) -> None:
+        """Write those of some elements of a batch, in place."""
+        self.value[:, index], self.log_density[:, index] = new.value, new.log_density
+        self.log_weight[:, index], self.log_partition[:, index] = new.log_weight, new.log_partition
+        for mine, other in zip(self.tuning, new.tuning, strict=True):
+            mine[index] = other
+
+    def resampled(self, generator: Generator, *, below: float = _RESAMPLE_BELOW) -> Population:
+        """With equal weights in each group of which less than a share of the walkers count, half by default."""
+        drivers = _chosen(self.log_weight[: self.num_drivers], generator, below)
         groups = self._by_group(self.log_weight)
-        trackers = _chosen(groups, generator)
+        trackers = _chosen(groups, generator, below)
         if drivers is None and trackers is None:
             return self
         new = self
@@ -144,9 +166,9 @@ class _Choice(NamedTuple):
     changed: Tensor
 
 
-def _chosen(log_weight: Tensor, generator: Generator) -> _Choice | None:
+def _chosen(log_weight: Tensor, generator: Generator, below: float) -> _Choice | None:
     """Systematic resampling of those columns of `(n, *columns)` that need it; `None` if none does."""
-    changed = relative_ess(log_weight) < _RESAMPLE_BELOW
+    changed = relative_ess(log_weight) < below
     if not bool(changed.any()):
         return None
     count, columns = len(log_weight), log_weight.shape[1:]

@@ -13,6 +13,15 @@ from pyro_ebm.mcmc.moves import EnergyDensity, Move, Moved, Start
 _MIN_STEP_SHARE = 0.1
 
 
+def is_step_too_large(old: Population, log_density: Tensor) -> Tensor:
+    """Where too few walkers are of use after a change of the density, `(*batch,)` booleans."""
+    return _step_share(old, log_density) < _MIN_STEP_SHARE
+
+
+def _step_share(old: Population, log_density: Tensor) -> Tensor:
+    return relative_ess((log_density - old.log_density).double())
+
+
 def refreshed(
     distribution: EnergyDensity,
     old: Population,
@@ -52,7 +61,7 @@ def refreshed(
         start = Start(log_density.detach(), gradient)
     with torch.no_grad():
         population = old.reweighted(log_density.detach())
-        share = float(relative_ess(population.log_weight - old.log_weight).min())
+        share = float(_step_share(old, log_density.detach()).min())
         if share < _MIN_STEP_SHARE:
             raise StepTooLargeError(
                 f"{when}: got a change of the energy after which {share:.1%} of the walkers count, expected at least "

@@ -16,12 +16,13 @@ from typing import Protocol
 import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, Independent
+from torch.distributions.constraints import integer_interval
 
 from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import InitializationError, NormalizerError
 from pyro_ebm._core.protocols import AnnealingPath, HasAnnealingPath, HasReference
 from pyro_ebm._core.randomness import seeded
-from pyro_ebm._core.supports import state_range
+from pyro_ebm._core.supports import state_range, strip_independent
 from pyro_ebm.distributions.normalizers.population import Population
 from pyro_ebm.distributions.normalizers.uniform_states import UniformStates
 from pyro_ebm.mcmc.annealed import Path, Transition, density_at, gain_along, geometric_path, longest_step
@@ -53,8 +54,8 @@ def reference_of(density: EnergyDensity) -> Distribution:
             f"got an energy {type(energy).__name__} on {density.support} without a base, expected one that says where "
             "walkers start and log Z is known. Give a base (a fitted Gaussian, say): EnergyDistribution(energy, base)."
         )
-    shape = density.batch_shape + density.event_shape
-    states = UniformStates(found, like_of(density.energy).new_zeros(shape))
+    like = like_of(density.energy).new_zeros(density.batch_shape + density.event_shape)
+    states = UniformStates(found, like, integers=isinstance(strip_independent(density.support), integer_interval))
     return Independent(states, len(density.event_shape)) if density.event_shape else states
 
 
@@ -75,6 +76,8 @@ def started(density: EnergyDensity, num_walkers: int, num_groups: int, generator
         reference = reference_of(density)
         with seeded(generator, generator.device):
             value = reference.sample(Size([num_walkers]))
+        if value.is_floating_point():
+            value = value.to(torch.promote_types(value.dtype, density.unnormalized_log_prob(value).dtype))
         path, transition = _annealing(density, reference, value, generator)
         at_value = path(value)
         beta, one = value.new_zeros((), dtype=torch.double), value.new_ones((), dtype=torch.double)
@@ -110,7 +113,7 @@ def _annealing(
 ) -> tuple[Path, _Transition]:
     """The path from a reference, and transitions along it: the energy's own, if it has one, or the geometric one."""
     energy: object = density.energy
-    if density.base is None and isinstance(energy, HasAnnealingPath):
+    if density.base is None and density.support.is_discrete and isinstance(energy, HasAnnealingPath):
         own = energy.annealing_path(generator)
         return own, _OwnTransition(own, move_for(density).tune(value))
     move = annealing_move_for(density)

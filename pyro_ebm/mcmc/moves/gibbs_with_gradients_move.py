@@ -74,7 +74,8 @@ class GibbsWithGradientsMove:
 
 def untuned(value: Tensor) -> Tuning:
     """The tuning of moves that have none."""
-    return Tuning(value.new_zeros(()), value.new_ones(()))
+    none = torch.zeros((), device=value.device)
+    return Tuning(none, none + 1)
 
 
 class _GradientChanges:

@@ -46,6 +46,10 @@ class EnergyDensity(Protocol):
         """The log density up to a constant, `(*sample, *batch, *event)` to `(*sample, *batch)`."""
         ...
 
+    def log_prob(self, value: Tensor, /) -> Tensor:
+        """The log density, with log Z if it is known, likewise."""
+        ...
+
 
 class Tuning(NamedTuple):
     """What moves adapt to a density.

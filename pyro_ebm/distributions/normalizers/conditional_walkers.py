@@ -1,0 +1,220 @@
+"""`ConditionalWalkers`: walkers for each datum, for energies whose log Z depends on the datum's context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Size, Tensor
+
+from pyro_ebm._core.dtypes import like_of
+from pyro_ebm._core.errors import EnergyShapeError
+from pyro_ebm._core.randomness import seeded_generator
+from pyro_ebm.distributions._caller import moved_by_chains, scored_site
+from pyro_ebm.distributions.normalizers.draws import drawn
+from pyro_ebm.distributions.normalizers.fingerprint import close
+from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
+from pyro_ebm.distributions.normalizers.population import Population, counts
+from pyro_ebm.distributions.normalizers.refresh import is_step_too_large, refreshed
+from pyro_ebm.distributions.normalizers.start import started
+from pyro_ebm.distributions.normalizers.surrogate import check_certain, check_fresh, surrogate
+from pyro_ebm.mcmc.moves import EnergyDensity, Tuning, move_for
+
+
+class ConditionalWalkers:
+    """Log Z(c) of a conditional energy E(x; c) by weighted walkers for each datum, indexed as a plate is.
+
+    In a model `walkers[i]` is the normaliser of the data at a plate's indices `i`, whose contexts the energy has in its
+    batch shape. Walkers of a datum are taken up where they were left when it was seen last, and follow the parameters
+    from there, as `PersistentWalkers` do; where these have changed so much that too few walkers are of use, they start
+    anew, annealed from the base. For contexts that no walker has seen, at test time, use `PersistentWalkers` of their
+    own for each batch.
+
+    Args:
+        num_data: the size of the plate.
+        num_walkers: for each datum, that drive the gradient; as many more track log Z. A few will do to learn by: their
+            noise averages over the data. The value is low by about half of its variance, as the log of any mean is.
+        num_steps: of each refresh, as for `PersistentWalkers`.
+        num_groups: of trackers, whose spread gives the standard error.
+        generator: of all random numbers; by default one of its own, seeded from torch's.
+
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> from pyro_ebm import EnergyDistribution, energy
+    >>> context, x = torch.linspace(0.0, 1.0, 50), torch.randn(50)
+    >>> walkers = ConditionalWalkers(50)
+    >>> def model():
+    ...     slope = pyro.param("slope", torch.tensor(0.0))
+    ...     with pyro.plate("data", 50, subsample_size=10) as i:
+    ...         tilt = energy(lambda x: slope * context[i] * x, event_shape=(), batch_shape=(10,))
+    ...         pyro.sample("x", EnergyDistribution(tilt, dist.Normal(0.0, 1.0), log_normalizer=walkers[i]), obs=x[i])
+    >>> svi = pyro.infer.SVI(model, lambda: None, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    >>> loss = svi.step()
+    """
+
+    def __init__(
+        self,
+        num_data: int,
+        num_walkers: int = 16,
+        *,
+        num_steps: int | None = None,
+        num_groups: int = 4,
+        generator: Generator | None = None,
+    ) -> None:
+        if num_data < 1 or num_walkers < 4 or (num_steps is not None and num_steps < 1):
+            raise ValueError(
+                f"ConditionalWalkers: got num_data={num_data}, num_walkers={num_walkers} and num_steps={num_steps}, "
+                "expected at least 1 datum, 4 walkers and 1 step."
+            )
+        self.num_data, self.num_steps = num_data, num_steps
+        self._count, self._num_groups = counts(2 * num_walkers, num_groups)
+        self._generator = generator
+        self._population: Population | None = None
+        self._seen = torch.zeros(num_data, dtype=torch.bool)
+
+    def __getitem__(self, index: Tensor | slice) -> WalkersOfData:
+        """The normaliser of a minibatch: of the data at an index `(n,)`, such as a plate gives, or a slice."""
+        rows = torch.arange(self.num_data)[index.cpu() if isinstance(index, Tensor) else index]
+        if rows.dim() != 1:
+            raise EnergyShapeError(
+                f"ConditionalWalkers: got an index of shape {tuple(rows.shape)}, expected (n,), a plate's indices."
+            )
+        return WalkersOfData(self, rows)
+
+    def taken(self, rows: Tensor, distribution: EnergyDensity) -> tuple[Population, Generator]:
+        """The walkers of some data, started where there are none."""
+        if distribution.batch_shape != rows.shape:
+            raise EnergyShapeError(
+                f"ConditionalWalkers: got an energy of batch shape {tuple(distribution.batch_shape)} for {len(rows)} "
+                f"data, expected {tuple(rows.shape)}: one context for each. Bind contexts by the plate's indices."
+            )
+        if self._generator is None:
+            self._generator = seeded_generator(like_of(distribution.energy).device)
+        new = ~self._seen[rows]
+        if bool(new.any()):
+            fresh = started(distribution, self._count, self._num_groups, self._generator)
+            if self._population is None:
+                self._population = _room(fresh, self.num_data)
+            self._population.put(rows[new], fresh.at(new.nonzero().flatten()))
+            self._seen[rows] = True
+        return self._required().at(rows), self._generator
+
+    def left(self, rows: Tensor, population: Population) -> None:
+        """Leave the walkers of some data where they are now."""
+        self._required().put(rows, population)
+
+    def restarted(self, distribution: EnergyDensity, old: Population, which: Tensor) -> Population:
+        """Those at `which`, `(n,)` booleans, annealed anew from the base, and the others as they are."""
+        if self._generator is None:
+            raise RuntimeError("ConditionalWalkers: got no walkers yet, expected them to be started.")
+        rows = which.nonzero().flatten()
+        old.put(rows, started(distribution, self._count, self._num_groups, self._generator).at(rows))
+        return old
+
+    def _required(self) -> Population:
+        if self._population is None:
+            raise RuntimeError(
+                "ConditionalWalkers: got no walkers yet, expected them to be started. Call log_prob of a distribution "
+                "with walkers[index] first."
+            )
+        return self._population
+
+    @property
+    def value(self) -> Tensor:
+        """Log Z of each datum when it was seen last, in nats, `(num_data,)`; NaN where it was not."""
+        value = self._required().log_normalizer()
+        return value.masked_fill(~self._seen.to(value.device), torch.nan)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of `value`, in nats, `(num_data,)`."""
+        value = self._required().standard_error()
+        return value.masked_fill(~self._seen.to(value.device), torch.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on."""
+        population = None if self._population is None else self._population.at(torch.arange(self.num_data))  # a copy
+        return {
+            "population": None if population is None else population._asdict(),
+            "tuning": None if population is None else population.tuning._asdict(),
+            "seen": self._seen.clone(),
+            "generator": None if self._generator is None else self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        saved = state["population"]
+        self._population = None
+        if saved is not None:
+            population = Population(**{**saved, "tuning": Tuning(**state["tuning"])})
+            self._population = population.at(torch.arange(self.num_data))  # a copy
+        self._seen = state["seen"].clone()
+        self._generator = None
+        if state["generator"] is not None:
+            self._generator = Generator("cpu" if self._population is None else self._population.value.device)
+            self._generator.set_state(state["generator"])
+
+
+class WalkersOfData:
+    """The normaliser of a minibatch, with the walkers of its data.
+
+    Args:
+        walkers: of all data.
+        rows: which data, `(n,)`.
+    """
+
+    def __init__(self, walkers: ConditionalWalkers, rows: Tensor) -> None:
+        self._walkers, self._rows = walkers, rows
+
+    def log_normalizer(self, distribution: EnergyDensity, /) -> Tensor:
+        """See `Normalizer`: `(n,)`.
+
+        Raises:
+            EnergyShapeError: if the batch shape is not `(n,)`.
+            NormalizerError: as for `PersistentWalkers`, but where parameters change much: the walkers then start anew.
+        """
+        refuse_compilation()
+        in_mcmc = moved_by_chains()
+        population, generator = self._walkers.taken(self._rows, distribution)
+        if in_mcmc or not torch.is_grad_enabled():
+            return self._as_it_is(distribution, population, in_mcmc=in_mcmc)
+        move = move_for(distribution)
+        value = population.value.detach().requires_grad_(move.needs_gradient)
+        log_density = distribution.unnormalized_log_prob(value)
+        drivers = log_density[: population.num_drivers]
+        if not close(log_density, population.log_density):
+            too_large = is_step_too_large(population, log_density.detach())
+            if bool(too_large.any()):
+                population = self._walkers.restarted(distribution, population, too_large)
+                value = population.value.detach().requires_grad_(move.needs_gradient)
+                log_density = distribution.unnormalized_log_prob(value)
+            steps = self._walkers.num_steps or move.usual_steps
+            population, _ = refreshed(
+                distribution, population, value, log_density, move, generator, num_steps=steps, when="walkers of data"
+            )
+            self._walkers.left(self._rows, population)
+            drivers = distribution.unnormalized_log_prob(population.value[: population.num_drivers])
+        anchor = population.log_density[: population.num_drivers]
+        return surrogate(population.log_normalizer(), population.driver_log_weights(), drivers, anchor)
+
+    def _as_it_is(self, distribution: EnergyDensity, population: Population, *, in_mcmc: bool) -> Tensor:
+        log_density, log_weights = distribution.unnormalized_log_prob(population.value), population.all_log_weights()
+        check_potential(log_density, scored_site())
+        if not in_mcmc:
+            check_fresh(log_weights, log_density, population.log_density)
+            check_certain(population.standard_error())
+        return surrogate(population.log_normalizer(), log_weights, log_density, population.log_density)
+
+    def draw(self, distribution: EnergyDensity, sample_shape: Size) -> Tensor:
+        """Values of walkers, by their weights, and moved on, `(*sample, n, *event)`."""
+        return drawn(distribution, *self._walkers.taken(self._rows, distribution), sample_shape)
+
+
+def _room(like: Population, num_data: int) -> Population:
+    """A population for all data, to be filled."""
+    per_walker = like.value, like.log_density, like.log_weight, like.log_partition
+    value, log_density, log_weight, log_partition = (
+        each.new_zeros(len(each), num_data, *each.shape[2:]) for each in per_walker
+    )
+    tuning = Tuning(*(each.new_zeros(num_data, *each.shape[1:]) for each in like.tuning))
+    return Population(value, log_density, log_weight, log_partition, tuning)

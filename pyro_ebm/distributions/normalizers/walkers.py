@@ -1,0 +1,237 @@
+"""What normalisers by persistent walkers have in common: a population that follows the density."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Size, Tensor
+
+from pyro_ebm._core.dtypes import like_of
+from pyro_ebm._core.randomness import seeded_generator
+from pyro_ebm.distributions._caller import moved_by_chains, scored_site
+from pyro_ebm.distributions.normalizers.draws import drawn
+from pyro_ebm.distributions.normalizers.fingerprint import Fingerprint, fingerprint, kept, same
+from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
+from pyro_ebm.distributions.normalizers.population import Population, counts
+from pyro_ebm.distributions.normalizers.refresh import refreshed
+from pyro_ebm.distributions.normalizers.start import started
+from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
+from pyro_ebm.mcmc.moves import EnergyDensity, Move, Tuning, move_for
+
+
+class Walkers(ABC):
+    """A population of walkers, which is refreshed once for every change of the parameters, detected by value.
+
+    That is when a gradient is asked for; never under `torch.no_grad`, and never inside MCMC, which needs `freeze()`
+    where it samples parameters of the energy. A subclass says how the walkers are weighted, and what of log Z may be
+    reported.
+
+    Args:
+        num_walkers: in all, at least; half of them track log Z.
+        num_steps: of each refresh; by default what is usual for the move.
+        num_groups: of those that track log Z.
+        generator: of all random numbers; by default one of its own, seeded from torch's.
+    """
+
+    def __init__(
+        self, num_walkers: int, *, num_steps: int | None, num_groups: int, generator: Generator | None
+    ) -> None:
+        if num_walkers < 8 or (num_steps is not None and num_steps < 1):
+            raise ValueError(
+                f"{type(self).__name__}: got {num_walkers} walkers in all and num_steps={num_steps}, expected at least "
+                "8 walkers and 1 step."
+            )
+        self._count, self._num_groups = counts(num_walkers, num_groups)
+        self.num_steps = num_steps
+        self._generator = generator
+        self._population: Population | None = None
+        self._fingerprint: Fingerprint = ()
+        self.is_frozen = False
+        self.num_refreshes = 0
+        self.acceptance_rate = float("nan")
+
+    # What a subclass says
+
+    @abstractmethod
+    def _settled(self, population: Population) -> Population:
+        """The population after a refresh: with what weights it goes on."""
+
+    @abstractmethod
+    def _driving(self, population: Population) -> Tensor:
+        """Log weights of those that drive the gradient, the first walkers, summing to one, `(drivers, *batch)`."""
+
+    @abstractmethod
+    def _check_report(self, population: Population, log_density: Tensor) -> None:
+        """Raise where a log Z must not be reported by walkers that were not refreshed for it.
+
+        Args:
+            population: the walkers.
+            log_density: the present density there, `(walkers, *batch)`.
+        """
+
+    # What an energy distribution asks
+
+    def log_normalizer(self, distribution: EnergyDensity, /) -> Tensor:
+        """See `Normalizer`.
+
+        Raises:
+            NormalizerError: if the walkers have nowhere to start: a density without a base.
+            StepTooLargeError: if the parameters changed too much at once.
+            WalkersDivergedError: if walkers or their energies are not finite.
+            AnchorError: if they are frozen too far from the present parameters.
+            StaleWalkersError: if a report is asked for far from where they were refreshed.
+            StochasticPotentialError: under MCMC over parameters of the energy, if they are not frozen.
+            CompiledWalkersError: in a program that is being traced or compiled.
+        """
+        if not self.is_frozen:
+            refuse_compilation()
+        in_mcmc = moved_by_chains()
+        population = self._ready(distribution)
+        if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
+            return self._off_anchor(distribution, population, in_mcmc=in_mcmc)
+        move = move_for(distribution)
+        value = population.value.detach().requires_grad_(move.needs_gradient)
+        log_density = distribution.unnormalized_log_prob(value)
+        if not same(fingerprint(distribution), self._fingerprint, log_density, population.log_density):
+            steps = self.num_steps or move.usual_steps
+            population = self._follow(distribution, value, log_density, move, steps)
+            log_density = distribution.unnormalized_log_prob(population.value[: len(self._driving(population))])
+        log_weights = self._driving(population)
+        drivers, anchor = log_density[: len(log_weights)], population.log_density[: len(log_weights)]
+        return surrogate(population.log_normalizer(), log_weights, drivers, anchor)
+
+    def _off_anchor(self, distribution: EnergyDensity, population: Population, *, in_mcmc: bool) -> Tensor:
+        """Log Z by all walkers where they are, which are not moved."""
+        log_density = distribution.unnormalized_log_prob(population.value)
+        log_weights = population.all_log_weights()
+        if not self.is_frozen:
+            check_potential(log_density, scored_site())
+            if not in_mcmc:
+                self._check_report(population, log_density)
+        elif not in_mcmc:
+            check_anchor(log_weights, log_density.detach(), population.log_density)
+        return surrogate(population.log_normalizer(), log_weights, log_density, population.log_density)
+
+    def _ready(self, distribution: EnergyDensity) -> Population:
+        """The walkers, started if this is the first call."""
+        if self._population is None:
+            if self._generator is None:
+                self._generator = seeded_generator(like_of(distribution.energy).device)
+            self._population = started(distribution, self._count, self._num_groups, self._generator)
+            self._fingerprint = kept(fingerprint(distribution))
+        return self._population
+
+    def _follow(
+        self, distribution: EnergyDensity, value: Tensor, log_density: Tensor, move: Move, num_steps: int
+    ) -> Population:
+        """Take the walkers to the present parameters, for which the density is known where they are."""
+        old, generator = self._required()
+        when = f"{type(self).__name__}, after {self.num_refreshes} refreshes"
+        followed, moved = refreshed(
+            distribution, old, value, log_density, move, generator, num_steps=num_steps, when=when
+        )
+        self._population = self._settled(followed)
+        self._fingerprint = kept(fingerprint(distribution))
+        self.num_refreshes += 1
+        self.acceptance_rate = float(moved.acceptance_rate.mean())
+        return self._population
+
+    # What a user asks
+
+    def refresh(self, distribution: EnergyDensity, num_steps: int) -> None:
+        """Follow the density to its present parameters, and move the walkers there for long, with equal weights."""
+        with torch.no_grad():
+            self._ready(distribution)
+            population, generator = self._required()
+            log_density = distribution.unnormalized_log_prob(population.value)
+            population = self._follow(distribution, population.value, log_density, move_for(distribution), 1)
+            self._population = population = population.resampled(generator, below=1.0)
+            self._follow(distribution, population.value, population.log_density, move_for(distribution), num_steps)
+
+    def restart(self, distribution: EnergyDensity) -> None:
+        """Start anew: anneal walkers from the base to the present parameters, which need not be near the old ones."""
+        self._population = None
+        self._ready(distribution)
+
+    def freeze(self) -> None:
+        """Hold the walkers where they are: log Z becomes a fixed function of the parameters, fit for MCMC over them.
+
+        It is right near the parameters where they are frozen; `AnchorError` says where it is not.
+        """
+        self._required()
+        self.is_frozen = True
+
+    def unfreeze(self) -> None:
+        """Let the walkers follow the parameters again."""
+        self.is_frozen = False
+
+    def check(self, distribution: EnergyDensity) -> None:
+        """Raise where the parameters of a distribution are too far from those at which the walkers were frozen.
+
+        Call it with the distribution at some draws of a posterior over its parameters: inside of MCMC nothing is
+        checked, for a chain may be far away while it warms up.
+
+        Raises:
+            AnchorError: there.
+        """
+        with torch.no_grad():
+            population, _ = self._required()
+            log_density = distribution.unnormalized_log_prob(population.value)
+            check_anchor(population.all_log_weights(), log_density, population.log_density)
+
+    def draw(self, distribution: EnergyDensity, sample_shape: Size) -> Tensor:
+        """Values of walkers, by their weights, and moved on: draws that are as good as the walkers.
+
+        Returns:
+            `(*sample, *batch, *event)`.
+        """
+        self._ready(distribution)
+        return drawn(distribution, *self._required(), sample_shape)
+
+    def _required(self) -> tuple[Population, Generator]:
+        if self._population is None or self._generator is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: got no walkers yet, expected them to be started. Call log_prob of their "
+                "distribution first."
+            )
+        return self._population, self._generator
+
+    # Saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on: walkers, weights, log Z and the state of the generator."""
+        return {
+            "population": None if self._population is None else self._population._asdict(),
+            "tuning": None if self._population is None else self._population.tuning._asdict(),
+            "fingerprint": tuple(self._fingerprint),
+            "generator": None if self._generator is None else self._generator.get_state(),
+            "is_frozen": self.is_frozen,
+            "num_refreshes": self.num_refreshes,
+            "acceptance_rate": self.acceptance_rate,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        saved = state["population"]
+        self._population = None if saved is None else Population(**{**saved, "tuning": Tuning(**state["tuning"])})
+        self._fingerprint = tuple(state["fingerprint"])
+        self._generator = None
+        if state["generator"] is not None:
+            self._generator = Generator("cpu" if self._population is None else self._population.value.device)
+            self._generator.set_state(state["generator"])
+        self.is_frozen, self.num_refreshes = state["is_frozen"], state["num_refreshes"]
+        self.acceptance_rate = state["acceptance_rate"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Generators are not pickled; their states are."""
+        kept = {"_count", "_num_groups", "num_steps"}
+        return {**{name: vars(self)[name] for name in kept}, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what was pickled."""
+        saved = state.pop("state")
+        vars(self).update(state)
+        self.load_state_dict(saved)
