@@ -23,6 +23,7 @@ from pyro_ebm._core.shapes import broadcast, check_energy_shape, leading_shape
 from pyro_ebm._core.supports import enumerable_states, enumerate_states, same_support, with_event_dim
 from pyro_ebm.distributions._caller import only_shape_needed
 from pyro_ebm.distributions._legality import check_site, check_unnormalized
+from pyro_ebm.distributions.base_density import base_log_prob
 from pyro_ebm.distributions.default_sampler import enumerated_sample, init_sample, run_sample
 from pyro_ebm.distributions.normalizers.exact import Exact
 from pyro_ebm.distributions.normalizers.normalizer import HasDraws, Normalizer
@@ -166,7 +167,7 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         lead = leading_shape(value, self.event_shape, what)
         expected = broadcast([lead, self.energy.batch_shape], what)
         energy = check_energy_shape(self.energy(value), expected, what)
-        log_prob = -energy if self.base is None else self.base.log_prob(value) - energy
+        log_prob = -energy if self.base is None else base_log_prob(self.base, value) - energy
         return log_prob.expand(broadcast([lead, self.batch_shape], what))
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -77,9 +77,14 @@ def refreshed(
             num_steps=num_steps,
             start=start if fresh is population else None,
         )
-    if not bool(torch.isfinite(moved.value).all()):
+    if not _is_finite(moved.value):
         raise WalkersDivergedError(
             f"{when}: got walkers that are not finite, expected finite ones. Give a base that confines the density, or "
             "lower the learning rate."
         )
     return fresh._replace(value=moved.value, log_density=moved.log_density, tuning=moved.tuning), moved
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all are; a sum is one pass, and tells unless it overflows."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())

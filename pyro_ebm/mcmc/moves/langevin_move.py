@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import Transform
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.gradients import value_and_gradient
+from pyro_ebm._core.randomness import normal, uniform
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm._core.supports import is_everywhere, unconstraining
-from pyro_ebm.mcmc import langevin
 from pyro_ebm.mcmc.moves.move import LogDensity, Moved, Start, Tuning
 
 # The acceptance that is best for many dims: Roberts and Rosenthal 1998.
@@ -19,10 +22,19 @@ _TARGET_ACCEPTANCE = 0.574
 _GAIN = 0.3
 
 
+class _At(NamedTuple):
+    """Where walkers are, unconstrained, with the log density there, Jacobian included, and its gradient."""
+
+    position: Tensor
+    log_density: Tensor
+    gradient: Tensor
+
+
 class LangevinMove:
     """MALA steps of all walkers, with a step size for each element of the batch that follows the acceptance.
 
-    A walker's coordinates are measured in units of the spread that the first walkers had.
+    A walker's coordinates are measured in units of the spread that the first walkers had. The step is written for many
+    walkers of many dims: what passes over all of their coordinates is what it costs, beside the density.
 
     Args:
         support: continuous.
@@ -63,37 +75,53 @@ class LangevinMove:
         start: Start | None = None,
     ) -> Moved:
         """See `Move`."""
-        scale = tuning.scale
-        free = self._free(value) / scale
-        lead = free.shape[: free.dim() - self._event_dim]
-        position = free.reshape(lead.numel(), -1)
+        with torch.no_grad():
+            at = self._first(log_density, value, start)
+            step_size = tuning.log_step_size.exp().to(at.position)
+            rates = []
+            for _ in range(num_steps):
+                at, rate = self._step(log_density, at, step_size, tuning.scale, generator)
+                rates.append(rate)
+            acceptance = torch.stack(rates).mean(0)
+            log_step_size = tuning.log_step_size + _GAIN * (acceptance - _TARGET_ACCEPTANCE)
+            result, result_log_density = at.position, at.log_density
+            if self._transform is not None:
+                result = self._transform(at.position)
+                jacobian = self._transform.log_abs_det_jacobian(at.position, result)
+                result_log_density = result_log_density - sum_rightmost(jacobian, jacobian.dim() - at.log_density.dim())
+        return Moved(result, result_log_density, acceptance, Tuning(log_step_size, tuning.scale))
 
-        def whitened(q: Tensor) -> tuple[Tensor, Tensor]:
-            return value_and_gradient(lambda x: self._at_free(log_density, x.reshape(free.shape) * scale).flatten(), q)
-
-        parameters = langevin.Parameters(
-            tuning.log_step_size.exp().to(position).expand(lead).flatten(),
-            torch.ones((), dtype=torch.bool, device=position.device),
-        )
+    def _first(self, log_density: LogDensity, value: Tensor, start: Start | None) -> _At:
+        position = self._free(value.detach())
         if start is None or self._transform is not None:
-            state = langevin.State(position, *whitened(position))
-        else:
-            gradient = (start.gradient * scale).reshape(position.shape)
-            state = langevin.State(position, start.log_density.flatten(), gradient)
-        rates = []
-        for _ in range(num_steps):
-            randomness = langevin.draw_randomness(position, generator)
-            state, info = langevin.step(whitened, state, randomness, parameters)
-            rates.append(info.acceptance_rate)
-        moved = state.position.reshape(free.shape) * scale
-        result, value_log_density = moved, state.log_density.reshape(lead)
-        if self._transform is not None:
-            result = self._transform(moved)
-            jacobian = self._transform.log_abs_det_jacobian(moved, result)
-            value_log_density = value_log_density - sum_rightmost(jacobian, jacobian.dim() - len(lead))
-        acceptance = torch.stack(rates).mean(0).reshape(lead).mean(0)
-        step = tuning.log_step_size + _GAIN * (acceptance - _TARGET_ACCEPTANCE)
-        return Moved(result, value_log_density, acceptance, Tuning(step, scale))
+            return _At(position, *value_and_gradient(partial(self._at_free, log_density), position))
+        return _At(position, start.log_density, start.gradient)
+
+    def _step(
+        self, log_density: LogDensity, at: _At, step_size: Tensor, scale: Tensor, generator: Generator
+    ) -> tuple[_At, Tensor]:
+        """One step of all walkers, and the acceptance rate of each element, `(*batch,)`.
+
+        In units of the scale s the proposal is `x' = x + ε s² ∇u(x) + √(2ε) s ξ`, and the noise that would lead back is
+        `-ξ'`, with `ξ' = ξ + √(ε/2) s (∇u(x) + ∇u(x'))`; so `log ratio = u(x') - u(x) + ½ (|ξ|² - |ξ'|²)`.
+        """
+        dims = self._event_dim
+        wide = step_size.reshape(step_size.shape + (1,) * dims)
+        noise = normal(at.position.shape, at.position, generator)
+        proposal = torch.addcmul(at.position, at.gradient, wide * scale.square())
+        proposal.addcmul_(noise, (2 * wide).sqrt() * scale)
+        log_prob, gradient = value_and_gradient(partial(self._at_free, log_density), proposal)
+        back = torch.addcmul(noise, at.gradient + gradient, (wide / 2).sqrt() * scale)
+        log_ratio = log_prob - at.log_density + 0.5 * (_squared_norm(noise, dims) - _squared_norm(back, dims))
+        ratio = log_ratio.nan_to_num(nan=-torch.inf).exp().clamp(max=1)
+        accepted = uniform(ratio.shape, ratio, generator) < ratio
+        chosen = accepted.reshape(accepted.shape + (1,) * dims)
+        new = _At(
+            torch.where(chosen, proposal, at.position),
+            torch.where(accepted, log_prob, at.log_density),
+            torch.where(chosen, gradient, at.gradient),
+        )
+        return new, ratio.mean(0)
 
     def _at_free(self, log_density: LogDensity, free: Tensor) -> Tensor:
         if self._transform is None:
@@ -102,3 +130,10 @@ class LangevinMove:
         log_prob = log_density(value)
         jacobian = self._transform.log_abs_det_jacobian(free, value)
         return log_prob + sum_rightmost(jacobian, jacobian.dim() - log_prob.dim())
+
+
+def _squared_norm(x: Tensor, event_dim: int) -> Tensor:
+    """Of the last dims."""
+    flat = x.flatten(x.dim() - event_dim) if event_dim else x.unsqueeze(-1)
+    squared: Tensor = torch.linalg.vecdot(flat, flat)
+    return squared
