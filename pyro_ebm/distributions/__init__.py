@@ -6,6 +6,7 @@ from pyro_ebm.distributions.graph_distribution import GraphDistribution
 from pyro_ebm.distributions.grid_crf import GridCRF
 from pyro_ebm.distributions.linear_chain_crf import LinearChainCRF
 from pyro_ebm.distributions.normalizers import Exact, Normalizer, PersistentWalkers
+from pyro_ebm.distributions.probability_flow import ProbabilityFlow
 from pyro_ebm.distributions.sample_graph import sample_graph
 from pyro_ebm.distributions.structured import StructuredDistribution
 from pyro_ebm.distributions.tree_crf import TreeCRF
@@ -18,6 +19,7 @@ __all__ = [
     "LinearChainCRF",
     "Normalizer",
     "PersistentWalkers",
+    "ProbabilityFlow",
     "Sampler",
     "StructuredDistribution",
     "TreeCRF",

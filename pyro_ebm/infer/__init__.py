@@ -16,6 +16,7 @@ from pyro_ebm.infer.mixed import Mixed
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
+from pyro_ebm.infer.sample_annealed import sample_annealed, sample_recovery
 from pyro_ebm.infer.sgld import SGLD
 from pyro_ebm.infer.swendsen_wang import SwendsenWang
 from pyro_ebm.infer.underdamped import UnderdampedLangevin
@@ -42,5 +43,7 @@ __all__ = [
     "UnderdampedLangevin",
     "anneal",
     "init_to_pathfinder",
+    "sample_annealed",
+    "sample_recovery",
     "to_arviz",
 ]

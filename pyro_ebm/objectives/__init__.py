@@ -14,6 +14,7 @@ from pyro_ebm.objectives.perceptron import Perceptron
 from pyro_ebm.objectives.pseudo_likelihood import PseudoLikelihood
 from pyro_ebm.objectives.ranking_noise_contrastive import RankingNoiseContrastive
 from pyro_ebm.objectives.ratio_matching import RatioMatching
+from pyro_ebm.objectives.recovery_likelihood import RecoveryLikelihood
 from pyro_ebm.objectives.score_matching import ScoreMatching
 from pyro_ebm.objectives.sliced_score_matching import SlicedScoreMatching
 from pyro_ebm.objectives.square_square import SquareSquare
@@ -34,6 +35,7 @@ __all__ = [
     "PseudoLikelihood",
     "RankingNoiseContrastive",
     "RatioMatching",
+    "RecoveryLikelihood",
     "ScoreMatching",
     "SlicedScoreMatching",
     "SquareSquare",
