@@ -35,8 +35,9 @@ class DenoisingScoreMatching(Objective):
             `TimeConditional`, or a callable from levels to a distribution or energy), several levels, all of which
             every datum meets; or, far cheaper, a distribution of levels, of which each datum has one of its own, drawn
             evenly spread: `log_uniform(lowest, highest)`. Each level is weighted by σ² (as above), so that all have
-            losses of the same size; with log-uniform levels that is also the weight of the likelihood: the loss above its least,
-            times `2 log(highest / lowest)`, bounds the divergence of the learned diffusion from the data's, in nats.
+            losses of the same size; with log-uniform levels that is also the weight of the likelihood: the loss above
+            its least, times `2 log(highest / lowest)`, bounds the divergence of the learned diffusion from the data's,
+            in nats.
 
     References:
         Vincent 2011, A connection between score matching and denoising autoencoders.
