@@ -60,7 +60,7 @@ def learn(
     *,
     data_scale: float,
     steps: int,
-    rate: float = 5e-3,
+    rate: float = 1e-2,
 ) -> NeuralTimeConditional:
     """Minimise an objective by Adam, its rate falling to zero, with an average of the last weights."""
     shape = data().shape[1:]
@@ -95,24 +95,27 @@ def far_modes(method: str, seed: int) -> Figures:
     torch.manual_seed(seed)
     if method == "recovery":
         objective: Objective = RecoveryLikelihood(noise_levels(LOWEST, 20.0, 12), num_steps=10)
-        steps = 800
+        steps = 600
     else:
-        objective, steps = DenoisingScoreMatching(log_uniform(LOWEST, 20.0)), 2000
+        objective, steps = DenoisingScoreMatching(log_uniform(LOWEST, 20.0)), 1500
     family = learn(Perceptron(1), lambda: two_modes(256), objective, data_scale=4.0, steps=steps)
-    grid = torch.linspace(-8, 8, 4001).unsqueeze(-1)
-    cell = 16 / 4000
-    learned = (-family.at(LOWEST)(grid)).double().log_softmax(0) - math.log(cell)
+    grid = torch.linspace(-8, 8, 1601).unsqueeze(-1)
+    cell = 16 / 1600
+    alone = (-family.at(LOWEST)(grid)).double().softmax(0)
     variance = 0.16 + LOWEST**2
     modes = torch.tensor([-4.0, 4.0]), torch.tensor([0.25, 0.75]).log()
     true = (modes[1] - 0.5 * (grid - modes[0]).square() / variance).logsumexp(-1).double()
     true = true - 0.5 * math.log(2 * math.pi * variance)
+    levels = noise_levels(LOWEST, 20.0, 12 if method == "recovery" else 20)
+    with torch.no_grad():
+        learned = ProbabilityFlow(family, levels, tolerance=1e-3).log_prob(grid).double()
     sampler = sample_recovery if method == "recovery" else sample_annealed
-    levels = noise_levels(LOWEST, 20.0, 12 if method == "recovery" else 30)
-    x = sampler(family, levels, 10_000, disable_progbar=True)
+    x = sampler(family, levels, 5000, disable_progbar=True)
     return {
-        "KL": float((true.exp() * (true - learned)).sum() * cell),
-        "left mass of the energy": float((learned.exp() * cell)[grid[:, 0] < 0].sum()),
+        "KL of the flow": float((true.exp() * (true - learned)).sum() * cell),
+        "left mass of the flow": float((learned.exp() * cell)[grid[:, 0] < 0].sum()),
         "left mass of the draws": float((x < 0).float().mean()),
+        "left mass of the lowest energy alone": float(alone[grid[:, 0] < 0].sum()),
     }
 
 
@@ -142,8 +145,8 @@ def eight_gaussians(seed: int) -> Figures:
 
     return {
         "nats below the true log-likelihood": float(gap),
-        "worst mass error, annealed": worst_share(sample_annealed(family, levels, 10_000, disable_progbar=True)),
-        "worst mass error, flow": worst_share(flow.sample((10_000,))),
+        "worst mass error, annealed": worst_share(sample_annealed(family, levels, 5000, disable_progbar=True)),
+        "worst mass error, flow": worst_share(flow.sample((5000,))),
     }
 
 
@@ -178,12 +181,12 @@ ROWS: tuple[Row, ...] = (
     Row(
         "far modes by recovery likelihood",
         lambda seed: far_modes("recovery", seed),
-        {"KL": Goal(high=0.01), "left mass of the draws": Goal(0.23, 0.27, worst=True)},
+        {"KL of the flow": Goal(high=0.01), "left mass of the draws": Goal(0.23, 0.27, worst=True)},
     ),
     Row(
         "far modes by denoising, annealed Langevin",
         lambda seed: far_modes("denoising", seed),
-        {"KL": Goal(high=0.01), "left mass of the draws": Goal(0.23, 0.27, worst=True)},
+        {"KL of the flow": Goal(high=0.01), "left mass of the draws": Goal(0.23, 0.27, worst=True)},
     ),
     Row("eight Gaussians", eight_gaussians, {"nats below the true log-likelihood": Goal(high=0.05)}),
     Row("digits, nats an image", digits, {"flow": Goal(low=21.5)}),

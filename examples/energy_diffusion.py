@@ -127,7 +127,7 @@ def plane(out: Path, steps: int) -> None:
     for draw in (eight_gaussians, columns):
         start = time.process_time()
         family = NeuralTimeConditional(Perceptron(2, num_waves=3), (2,), data_scale=1.5)
-        learn(family.net, lambda family=family, draw=draw: (family, draw(256)), steps, 5e-3)
+        learn(family.net, lambda family=family, draw=draw: (family, draw(256)), steps, 1e-2)
         families.append(family)
         print(f"{draw.__name__}: learned in {time.process_time() - start:.0f} s")
     first, second = families
@@ -137,15 +137,15 @@ def plane(out: Path, steps: int) -> None:
         learned, true = flow.log_prob(unseen).mean(), log_density(unseen).mean()
     print(f"log-likelihood by the flow: {learned:.3f} nats, of {true:.3f} for the true density")
     draws = {
-        "annealed Langevin": sample_annealed(first, LEVELS, 4000),
-        "probability flow": flow.sample((4000,)),
+        "annealed Langevin": sample_annealed(first, LEVELS, 2000),
+        "probability flow": flow.sample((2000,)),
     }
     for name, x in draws.items():
         print(f"{name}: shares of the eight from {shares(x).min():.3f} to {shares(x).max():.3f}, each to be 0.125")
     both = first + second
     products = {
-        "product, annealed Langevin": sample_annealed(both, LEVELS, 4000, num_steps=40),
-        "product, flow (wrong)": ProbabilityFlow(both, LEVELS).sample((4000,)),
+        "product, annealed Langevin": sample_annealed(both, LEVELS, 2000, num_steps=30),
+        "product, flow (wrong)": ProbabilityFlow(both, LEVELS).sample((2000,)),
     }
     right = product_masses()
     print(f"masses of the product: {[round(float(p), 3) for p in right]}")
@@ -154,7 +154,7 @@ def plane(out: Path, steps: int) -> None:
         print(f"{name}: {[round(float(p), 3) for p in shares(x)]}; near a center: {near:.3f}")
 
     figure, axes = plt.subplots(2, 4, figsize=(12, 6.2), constrained_layout=True)
-    scatters = {"eight Gaussians": eight_gaussians(4000), "columns": columns(4000), **draws, **products}
+    scatters = {"eight Gaussians": eight_gaussians(2000), "columns": columns(2000), **draws, **products}
     for axis, (title, x) in zip(axes.flat, scatters.items(), strict=False):
         axis.scatter(*x.T, s=1, alpha=0.3, linewidths=0)
         axis.set_title(title, fontsize=9)

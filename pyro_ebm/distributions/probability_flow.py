@@ -13,13 +13,12 @@ from torch.distributions import Distribution, Independent, Normal, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.dtypes import like_of
-from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
+from pyro_ebm._core.errors import EnergyShapeError
 from pyro_ebm._core.randomness import normal, seeded
 from pyro_ebm._core.runge_kutta import integrate
 from pyro_ebm._core.shapes import broadcast, leading_shape, sum_rightmost
-from pyro_ebm._core.supports import is_everywhere
 from pyro_ebm.energies import TimeConditional
-from pyro_ebm.energies.noise_levels import checked_levels
+from pyro_ebm.energies.time_conditional import levels_for
 
 
 class ProbabilityFlow(TorchDistribution):  # type: ignore[misc]
@@ -76,12 +75,7 @@ class ProbabilityFlow(TorchDistribution):  # type: ignore[misc]
         validate_args: bool | None = None,
     ) -> None:
         what = "ProbabilityFlow"
-        self.levels = checked_levels(levels, what).to(like_of(family).device)
-        if not is_everywhere(family.support):
-            raise EnergySupportError(
-                f"{what}: got a family on {family.support}, expected one on real numbers, where noise can be added. "
-                "Map the data there, with the energy's change of variables."
-            )
+        self.levels = levels_for(family, levels, what)
         if prior is not None and prior.event_shape != family.event_shape:
             raise EnergyShapeError(
                 f"{what}: got a prior with event shape {tuple(prior.event_shape)}, expected the family's "

@@ -12,10 +12,11 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.dtypes import like_of
-from pyro_ebm._core.errors import EnergyShapeError
-from pyro_ebm._core.supports import join_supports, with_event_dim
+from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
+from pyro_ebm._core.supports import is_everywhere, join_supports, with_event_dim
 from pyro_ebm.energies.energy import Energy, ScaledEnergy, SumEnergy
 from pyro_ebm.energies.mixture import MixtureEnergy
+from pyro_ebm.energies.noise_levels import checked_levels
 
 
 class TimeConditional(nn.Module, ABC):
@@ -243,6 +244,23 @@ def _shared(families: Sequence[TimeConditional], what: str) -> tuple[Size]:
             f"{what}: got event shapes {sorted(tuple(s) for s in shapes)}, expected one for all of the families."
         )
     return (shapes.pop(),)
+
+
+def levels_for(family: TimeConditional, levels: Tensor, what: str) -> Tensor:
+    """Checked levels, on the family's device, for what adds noise to its values.
+
+    Raises:
+        EnergySupportError: if the family is not over real numbers.
+        ValueError: if the levels are not positive, or do not fall.
+    """
+    if not is_everywhere(family.support):
+        raise EnergySupportError(
+            f"{what}: got a family on {family.support}, expected one on real numbers, where noise can be added. Map "
+            "the data there, with the energy's change of variables."
+        )
+    tensors = [*family.parameters(), *family.buffers()]
+    checked = checked_levels(levels, what)
+    return checked.to(tensors[0].device) if tensors else checked
 
 
 def time_conditional(

@@ -13,10 +13,10 @@ from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
 from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
 from pyro_ebm.infer.mixed import Mixed
+from pyro_ebm.infer.noise_to_data import sample_annealed, sample_recovery
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
-from pyro_ebm.infer.sample_annealed import sample_annealed, sample_recovery
 from pyro_ebm.infer.sgld import SGLD
 from pyro_ebm.infer.swendsen_wang import SwendsenWang
 from pyro_ebm.infer.underdamped import UnderdampedLangevin

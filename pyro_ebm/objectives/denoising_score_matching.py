@@ -27,8 +27,10 @@ class DenoisingScoreMatching(Objective):
     score matching.
 
     Use it where second derivatives cost too much, or for energies with kinks, or, over many levels, to learn a family
-    of densities, `TimeConditional`: a diffusion model. At one level it is, like all score matching, blind to the masses
-    of modes further apart than σ; over levels that reach as far as the data it is not.
+    of densities, `TimeConditional`: a diffusion model. Like all score matching it is blind, at each level, to the
+    masses of modes further apart than σ. In a family that reaches as far as the data these are settled at higher
+    levels, from where `sample_annealed` and `ProbabilityFlow` bring them down; **the energy of a low level by itself
+    does not have them**.
 
     Args:
         sigma: σ, in the data's units. For a family of densities, given in place of a distribution (a

@@ -31,8 +31,9 @@ class RecoveryLikelihood(Objective):
     its gradient is that of `-log p(x | x̃)`, and its value, the gap of energies, says nothing of the likelihood. Each
     datum has one level, drawn evenly spread.
 
-    Use it to learn an energy by likelihood that has several modes, or images. It costs `num_steps` gradients, where
-    denoising score matching of the same family costs one, of second order.
+    Like denoising it is blind, at a low level, to the masses of modes further apart than s: these are settled at higher
+    levels, and brought down by `sample_recovery`, `sample_annealed` and `ProbabilityFlow`. It costs `num_steps`
+    gradients, where denoising score matching of the same family costs one, of second order.
 
     Args:
         levels: falling, `(L,)`; see `noise_levels`. All but the highest are learned; that is noise alone, and is to be

@@ -11,10 +11,9 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from pyro_ebm._core.dtypes import like_of
-from pyro_ebm._core.errors import EnergySupportError, SamplingWarning
-from pyro_ebm._core.supports import is_everywhere
+from pyro_ebm._core.errors import SamplingWarning
 from pyro_ebm.energies import TimeConditional
-from pyro_ebm.energies.noise_levels import checked_levels
+from pyro_ebm.energies.time_conditional import levels_for
 from pyro_ebm.mcmc.annealed_langevin import Visit, first_log_step, visit
 
 # Chains that accept less than this on average hardly move.
@@ -70,10 +69,10 @@ def sample_annealed(
     True
     """
     what = "sample_annealed"
-    value = _start(family, levels, num_samples, num_steps, generator, what)
+    levels, value = _start(family, levels, num_samples, num_steps, generator, what)
     log_step = first_log_step(value, len(family.event_shape), metropolis=metropolis)
     low = []
-    for sigma in tqdm(levels.to(value).unbind(), desc="Levels", disable=disable_progbar):
+    for sigma in tqdm(levels.unbind(), desc="Levels", disable=disable_progbar):
         found = visit(
             _log_density(family, sigma),
             value,
@@ -132,13 +131,11 @@ def sample_recovery(
     True
     """
     what = "sample_recovery"
-    value = _start(family, levels, num_samples, num_steps, generator, what)
+    levels, value = _start(family, levels, num_samples, num_steps, generator, what)
     log_step = first_log_step(value, len(family.event_shape), metropolis=True)
-    variances = levels.to(value).square()
     low = []
-    for above, below in tqdm(
-        pairwise(variances.unbind()), desc="Levels", total=len(levels) - 1, disable=disable_progbar
-    ):
+    pairs = pairwise(levels.square().unbind())
+    for above, below in tqdm(pairs, desc="Levels", total=len(levels) - 1, disable=disable_progbar):
         between, sigma = above - below, below.sqrt()
         found = visit(
             _log_density(family, sigma),
@@ -158,20 +155,16 @@ def sample_recovery(
 
 def _start(
     family: TimeConditional, levels: Tensor, num_samples: int, num_steps: int, generator: Generator | None, what: str
-) -> Tensor:
-    """Checked draws of the highest level, `(num_samples, *batch, *event)`."""
-    checked_levels(levels, what)
-    if not is_everywhere(family.support):
-        raise EnergySupportError(
-            f"{what}: got a family on {family.support}, expected one on real numbers, where noise can be added. Map "
-            "the data there, with the energy's change of variables."
-        )
+) -> tuple[Tensor, Tensor]:
+    """Checked levels, and draws of the highest one, `(num_samples, *batch, *event)`."""
     if num_samples < 1 or num_steps < 1:
         raise ValueError(f"{what}: got num_samples={num_samples} and num_steps={num_steps}, expected at least 1.")
-    highest = family.at(levels[0].to(like_of(family).device))
+    levels = levels_for(family, levels, what)
+    highest = family.at(levels[0])
     like = like_of(highest)
     shape = (num_samples, *highest.batch_shape, *family.event_shape)
-    return levels[0].to(like) * torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+    noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+    return levels.to(like), levels[0].to(like) * noise
 
 
 def _log_density(family: TimeConditional, sigma: Tensor) -> Callable[[Tensor], Tensor]:
