@@ -30,13 +30,12 @@ from pyro_ebm.energies.quadratic import QuadraticEnergy
 from pyro_ebm.energies.tabular import TableEnergy
 from pyro_ebm.energies.time_conditional import (
     FunctionTimeConditional,
-    MixtureTimeConditional,
     ScaledTimeConditional,
     SumTimeConditional,
     TimeConditional,
     time_conditional,
-    time_mixture,
 )
+from pyro_ebm.energies.time_mixture import MixtureTimeConditional, time_mixture
 
 __all__ = [
     "AnchorEnergy",

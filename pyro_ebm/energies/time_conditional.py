@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -15,7 +14,6 @@ from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
 from pyro_ebm._core.supports import is_everywhere, join_supports, with_event_dim
 from pyro_ebm.energies.energy import Energy, ScaledEnergy, SumEnergy
-from pyro_ebm.energies.mixture import MixtureEnergy
 from pyro_ebm.energies.noise_levels import checked_levels
 
 
@@ -43,6 +41,7 @@ class TimeConditional(nn.Module, ABC):
         Du, Durkan, Strudel, Tenenbaum, Dieleman, Fergus, Sohl-Dickstein, Doucet and Grathwohl 2023, Reduce, reuse,
         recycle: compositional generation with energy-based diffusion models and MCMC.
 
+    >>> import torch
     >>> from torch.distributions import Normal
     >>> from pyro_ebm import DistributionEnergy
     >>> family = time_conditional(lambda sigma: DistributionEnergy(Normal(0.0, (1 + sigma**2).sqrt())), ())
@@ -154,13 +153,13 @@ class SumTimeConditional(TimeConditional):
     def __init__(self, terms: Sequence[TimeConditional]) -> None:
         flat: list[TimeConditional] = []
         for term in terms:
-            flat += _parts(term.terms) if isinstance(term, SumTimeConditional) else [term]
-        super().__init__(*_shared(flat, "SumTimeConditional"))
+            flat += parts_of(term.terms) if isinstance(term, SumTimeConditional) else [term]
+        super().__init__(shared_event_shape(flat, "SumTimeConditional"))
         self.support = join_supports([term.support for term in flat], "SumTimeConditional")
         self.terms = nn.ModuleList(flat)
 
     def _at(self, sigma: Tensor) -> Energy:
-        return SumEnergy([term.at(sigma) for term in _parts(self.terms)])
+        return SumEnergy([term.at(sigma) for term in parts_of(self.terms)])
 
 
 class ScaledTimeConditional(TimeConditional):
@@ -188,30 +187,6 @@ class ScaledTimeConditional(TimeConditional):
         return ScaledEnergy(self.weight, self.family.at(sigma))
 
 
-class MixtureTimeConditional(TimeConditional):
-    """The mixture `-log Σ_k w_k exp(-E_k(x, σ))` of families, level by level.
-
-    Where the energies are those of smoothed densities up to the same constant, this is the smoothed mixture, exactly.
-
-    Args:
-        families: K families over the same events.
-        weights: positive, `(K,)`, of the unnormalised densities; all one if not given; a `Parameter` is learned.
-    """
-
-    def __init__(self, families: Sequence[TimeConditional], weights: Tensor | None = None) -> None:
-        super().__init__(*_shared(families, "MixtureTimeConditional"))
-        self.support = join_supports([each.support for each in families], "MixtureTimeConditional")
-        self.components = nn.ModuleList(families)
-        given = torch.ones(len(families)) if weights is None else weights
-        if isinstance(given, nn.Parameter):
-            self.register_parameter("weights", given)
-        else:
-            self.register_buffer("weights", given)
-
-    def _at(self, sigma: Tensor) -> Energy:
-        return MixtureEnergy([each.at(sigma) for each in _parts(self.components)], cast(Tensor, self.weights))
-
-
 def _lifted(other: TimeConditional | Energy) -> TimeConditional:
     """An energy as the family that is the same at all levels."""
     if isinstance(other, TimeConditional):
@@ -228,11 +203,12 @@ class _Always(nn.Module):
         return self.energy
 
 
-def _parts(modules: nn.ModuleList) -> list[TimeConditional]:
+def parts_of(modules: nn.ModuleList) -> list[TimeConditional]:
+    """The families in a list of modules."""
     return [cast(TimeConditional, each) for each in modules]
 
 
-def _shared(families: Sequence[TimeConditional], what: str) -> tuple[Size]:
+def shared_event_shape(families: Sequence[TimeConditional], what: str) -> Size:
     """The event shape of families.
 
     Raises:
@@ -243,7 +219,7 @@ def _shared(families: Sequence[TimeConditional], what: str) -> tuple[Size]:
         raise EnergyShapeError(
             f"{what}: got event shapes {sorted(tuple(s) for s in shapes)}, expected one for all of the families."
         )
-    return (shapes.pop(),)
+    return shapes.pop()
 
 
 def levels_for(family: TimeConditional, levels: Tensor, what: str) -> Tensor:
@@ -273,14 +249,10 @@ def time_conditional(
         event_shape: the shape of one event.
         support: where events live.
 
+    >>> import torch
     >>> from pyro_ebm import QuadraticEnergy
     >>> family = time_conditional(lambda s: QuadraticEnergy(torch.eye(2) / (1 + s**2)[..., None, None]), (2,))
     >>> family.at(1.0)(torch.ones(2))
     tensor(0.5000)
     """
     return FunctionTimeConditional(fn, event_shape, support=support)
-
-
-def time_mixture(families: Sequence[TimeConditional], weights: Tensor | None = None) -> MixtureTimeConditional:
-    """The OR of families: see `MixtureTimeConditional`."""
-    return MixtureTimeConditional(families, weights)
