@@ -2,8 +2,9 @@
 
 In the plane, two networks learn an energy at every noise level: one of eight Gaussians, one of three columns. The
 flow of the first has an exact log-likelihood, next to the true one. Then the two are summed, with no more training:
-the product keeps the four Gaussians that stand on a column, with masses that are known. Annealed Langevin dynamics,
-with the Metropolis correction, samples it; the flow of the sum, a reverse diffusion, does not.
+the product prefers the four Gaussians that stand on a column, with masses that are known. Annealed Langevin dynamics,
+with the Metropolis correction, gives each its shape, and masses near those (they are settled at the level where the
+Gaussians part); the flow of the sum, a reverse diffusion, gives neither.
 
 On scikit-learn's handwritten digits, 8 x 8, one network learns the energy of an image given its label. Chains go from
 noise down to images of each label, and the flow gives unseen images a log-likelihood.

@@ -27,7 +27,8 @@ class TimeConditional(nn.Module, ABC):
     Families form the algebra of energies, level by level: `a + b`, `a - b`, `c * a`, `time_mixture([a, b])`, and
     `a + e` with an energy e that is the same at all levels (a constraint, a likelihood). **A sum of smoothed energies
     is not the energy of the smoothed product**, except as σ goes to 0: such a family is for `sample_annealed`, whose
-    Metropolis correction makes each level right for itself; a reverse diffusion of it (`ProbabilityFlow`) is wrong.
+    Metropolis correction makes each level right for itself (but for the masses of far modes: see there); a reverse
+    diffusion of it (`ProbabilityFlow`) is wrong.
     Negative weights may leave nothing to normalise: then no sampler has an answer.
 
     A subclass defines `_at(sigma)`.
