@@ -26,6 +26,7 @@ from pyro_ebm import (
     IsingEnergy,
     MixtureEnergy,
     NeuralEnergy,
+    NeuralTimeConditional,
     PottsEnergy,
     QuadraticEnergy,
     Ring,
@@ -37,6 +38,7 @@ from pyro_ebm import (
     correlated_gaussian,
     energy,
     spin,
+    time_mixture,
 )
 
 Shape = tuple[int, ...]
@@ -114,6 +116,18 @@ class ContextNet(nn.Module):
         return self.last(torch.tanh(self.first(x) + self.second(context))).squeeze(-1)
 
 
+class LevelNet(nn.Module):
+    """`(N, 2)`, features of levels and covariates `(N, context)` to `(N,)`."""
+
+    def __init__(self, context: int = 0) -> None:
+        super().__init__()
+        self.first = nn.Linear(2 + NeuralTimeConditional.num_features + context, 6)
+        self.last = nn.Linear(6, 1)
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(torch.cat(given, -1)))).squeeze(-1)
+
+
 class Coupling(nn.Module):
     """A bilinear form over two variables, `(*lead, 2)` and `(*lead, 3)` to `(*lead,)`."""
 
@@ -184,6 +198,29 @@ def _conditional(*batch: int) -> Callable[[torch.dtype, int], Energy]:
     return lambda dtype, seed: NeuralEnergy(
         seeded(ContextNet, dtype, seed), event_shape=(2,), context=randn(seed + 5, *batch, 3, dtype=dtype)
     )
+
+
+def _levels(seed: int, *batch: int, dtype: torch.dtype) -> Tensor:
+    return randn(seed + 7, *batch, dtype=dtype).exp()
+
+
+def _neural_levels(*batch: int) -> Callable[[torch.dtype, int], Energy]:
+    return lambda dtype, seed: NeuralTimeConditional(seeded(LevelNet, dtype, seed), (2,), data_scale=1.5).at(
+        _levels(seed, *batch, dtype=dtype)
+    )
+
+
+def _conditional_levels(dtype: torch.dtype, seed: int) -> Energy:
+    context = randn(seed + 5, 4, 3, dtype=dtype)
+    family = NeuralTimeConditional(seeded(lambda: LevelNet(3), dtype, seed), (2,), context=context)
+    return family.at(_levels(seed, 3, 1, dtype=dtype))
+
+
+def _composed_levels(dtype: torch.dtype, seed: int) -> Energy:
+    nets = [NeuralTimeConditional(seeded(LevelNet, dtype, seed + 10 * k), (2,)) for k in range(4)]
+    known = QuadraticEnergy(_precision(seed, 2, dtype=dtype))
+    mixed = time_mixture(nets[:2], torch.tensor([0.5, 2.0], dtype=dtype))
+    return (known + 2.0 * nets[2] - 0.1 * nets[3] + mixed).at(_levels(seed, 4, dtype=dtype))
 
 
 def _normal(dtype: torch.dtype, seed: int) -> Energy:
@@ -341,6 +378,10 @@ ENERGIES = [
     EnergyCase("neural_context", _conditional(), ((2,),), (reals(2),)),
     EnergyCase("neural_context_batch", _conditional(4), ((2,),), (reals(2),), (4,)),
     EnergyCase("neural_context_batches", _conditional(2, 4), ((2,),), (reals(2),), (2, 4)),
+    EnergyCase("neural_level", _neural_levels(), ((2,),), (reals(2),)),
+    EnergyCase("neural_levels", _neural_levels(4), ((2,),), (reals(2),), (4,)),
+    EnergyCase("neural_levels_context", _conditional_levels, ((2,),), (reals(2),), (3, 4)),
+    EnergyCase("levels_composed", _composed_levels, ((2,),), (reals(2),), (4,)),
     EnergyCase("function", lambda dtype, _: energy(harmonic, (3,)), ((3,),), (reals(3),)),
     EnergyCase("function_scalar", lambda dtype, _: energy(cosine, ()), ((),), (reals(),)),
     EnergyCase(

@@ -9,7 +9,7 @@ import torch
 from cases import parametrize
 from objective_cases import LABEL, OBJECTIVES, PAIR_NAMES, PAIRS, REAL, SPIN, ObjectiveCase, data, distribution
 from torch import Tensor, nn
-from torch.distributions import Exponential, Independent, MultivariateNormal, Normal, Poisson, constraints
+from torch.distributions import Exponential, Gamma, Independent, MultivariateNormal, Normal, Poisson, constraints
 
 import pyro_ebm
 from pyro_ebm import (
@@ -28,10 +28,12 @@ from pyro_ebm import (
     Perceptron,
     PseudoLikelihood,
     RankingNoiseContrastive,
+    RecoveryLikelihood,
     ScoreMatching,
     SquareSquare,
     UnnormalizedError,
     energy,
+    log_uniform,
     spin,
 )
 
@@ -152,7 +154,7 @@ def test_an_energy_that_is_not_finite(case: ObjectiveCase) -> None:
     trained = distribution(case.domains[0])
     with torch.no_grad():
         next(trained.energy.parameters()).fill_(torch.nan)
-    where = "noise" if case.name == "denoising" else "data"  # it looks at noisy data alone
+    where = "noise" if case.name in ("denoising", "recovery") else "data"  # it looks at noisy data alone
     with pytest.raises(NonFiniteError, match=f"the energy at {where}: got"):
         case.make()(trained, data(case.domains[0], 20))
 
@@ -273,6 +275,11 @@ def test_options() -> None:
         lambda: ScoreMatching(num_probes=0),
         lambda: DenoisingScoreMatching([]),
         lambda: DenoisingScoreMatching([0.1, -1.0]),
+        lambda: DenoisingScoreMatching(Normal(0.0, 1.0)),
+        lambda: DenoisingScoreMatching(Gamma(1.0, 1.0)),
+        lambda: RecoveryLikelihood([0.1, 1.0]),
+        lambda: RecoveryLikelihood([1.0]),
+        lambda: RecoveryLikelihood([1.0, 0.1], num_steps=0),
         lambda: EnergyDiscrepancy(t=-1.0),
         lambda: EnergyDiscrepancy(num_perturbations=3),
         lambda: EnergyDiscrepancy(w=-1.0),
@@ -319,5 +326,9 @@ def test_what_has_no_exact_answer() -> None:
         )
     with pytest.raises(ValueError, match="callable"):
         DenoisingScoreMatching([0.1, 0.2])(distribution(REAL), data(REAL, 20))
+    with pytest.raises(ValueError, match="TimeConditional"):
+        DenoisingScoreMatching(log_uniform(0.1, 0.2))(distribution(REAL), data(REAL, 20))
+    with pytest.raises(ValueError, match="TimeConditional"):
+        RecoveryLikelihood([2.0, 1.0, 0.5])(distribution(REAL), data(REAL, 20))
     with pytest.raises(TypeError, match="noise level"):
         DenoisingScoreMatching([0.1, 0.2])(3, data(REAL, 20))

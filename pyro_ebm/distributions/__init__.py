@@ -13,6 +13,7 @@ from pyro_ebm.distributions.normalizers import (
     PersistentWalkers,
     ShortRun,
 )
+from pyro_ebm.distributions.probability_flow import ProbabilityFlow
 from pyro_ebm.distributions.sample_graph import sample_graph
 from pyro_ebm.distributions.structured import StructuredDistribution
 from pyro_ebm.distributions.tree_crf import TreeCRF
@@ -27,6 +28,7 @@ __all__ = [
     "Normalizer",
     "PersistentChains",
     "PersistentWalkers",
+    "ProbabilityFlow",
     "Sampler",
     "ShortRun",
     "StructuredDistribution",

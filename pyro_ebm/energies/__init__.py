@@ -24,8 +24,18 @@ from pyro_ebm.energies.interactions import (
 from pyro_ebm.energies.minimize import Descent, minimize
 from pyro_ebm.energies.mixture import MixtureEnergy, mixture
 from pyro_ebm.energies.neural import NeuralEnergy
+from pyro_ebm.energies.neural_time_conditional import NeuralTimeConditional
+from pyro_ebm.energies.noise_levels import log_uniform, noise_levels
 from pyro_ebm.energies.quadratic import QuadraticEnergy
 from pyro_ebm.energies.tabular import TableEnergy
+from pyro_ebm.energies.time_conditional import (
+    FunctionTimeConditional,
+    ScaledTimeConditional,
+    SumTimeConditional,
+    TimeConditional,
+    time_conditional,
+)
+from pyro_ebm.energies.time_mixture import MixtureTimeConditional, time_mixture
 
 __all__ = [
     "AnchorEnergy",
@@ -37,22 +47,32 @@ __all__ = [
     "Energy",
     "FieldEnergy",
     "FunctionEnergy",
+    "FunctionTimeConditional",
     "Funnel",
     "GaussianMixture",
     "IsingEnergy",
     "MixtureEnergy",
+    "MixtureTimeConditional",
     "NeuralEnergy",
+    "NeuralTimeConditional",
     "PottsEnergy",
     "QuadraticEnergy",
     "ReferenceEnergy",
     "Ring",
     "Rosenbrock",
     "ScaledEnergy",
+    "ScaledTimeConditional",
     "SumEnergy",
+    "SumTimeConditional",
     "SumToZeroEnergy",
     "TableEnergy",
+    "TimeConditional",
     "correlated_gaussian",
     "energy",
+    "log_uniform",
     "minimize",
     "mixture",
+    "noise_levels",
+    "time_conditional",
+    "time_mixture",
 ]

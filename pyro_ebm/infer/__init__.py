@@ -13,6 +13,7 @@ from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
 from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
 from pyro_ebm.infer.mixed import Mixed
+from pyro_ebm.infer.noise_to_data import sample_annealed, sample_recovery
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
@@ -42,5 +43,7 @@ __all__ = [
     "UnderdampedLangevin",
     "anneal",
     "init_to_pathfinder",
+    "sample_annealed",
+    "sample_recovery",
     "to_arviz",
 ]

@@ -16,6 +16,7 @@ from pyro_ebm.objectives.persistent_contrastive_divergence import PersistentCont
 from pyro_ebm.objectives.pseudo_likelihood import PseudoLikelihood
 from pyro_ebm.objectives.ranking_noise_contrastive import RankingNoiseContrastive
 from pyro_ebm.objectives.ratio_matching import RatioMatching
+from pyro_ebm.objectives.recovery_likelihood import RecoveryLikelihood
 from pyro_ebm.objectives.score_matching import ScoreMatching
 from pyro_ebm.objectives.sliced_score_matching import SlicedScoreMatching
 from pyro_ebm.objectives.square_square import SquareSquare
@@ -38,6 +39,7 @@ __all__ = [
     "PseudoLikelihood",
     "RankingNoiseContrastive",
     "RatioMatching",
+    "RecoveryLikelihood",
     "ScoreMatching",
     "SlicedScoreMatching",
     "SquareSquare",

@@ -13,9 +13,10 @@ from pyro_ebm._core.errors import NonFiniteError
 from pyro_ebm._core.protocols import Density
 from pyro_ebm.energies import Energy
 from pyro_ebm.objectives.data import Domain, checked_data
+from pyro_ebm.objectives.levels import density_at
 
 Report = dict[str, Tensor]
-Trained = Density | Callable[[Tensor], Density]
+Trained = Density | Callable[[Tensor], Density | Energy]
 
 
 class Objective(nn.Module, ABC):
@@ -26,7 +27,7 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         domain: the supports that it takes.
-        levels: noise levels, for an objective that takes a family of distributions, a callable from a level.
+        levels: noise levels, for an objective that takes a family: a `TimeConditional`, or a callable from a level.
     """
 
     domain: ClassVar[Domain] = Domain.ANY
@@ -39,6 +40,7 @@ class Objective(nn.Module, ABC):
 
         Args:
             distribution: any torch or Pyro distribution, such as an `EnergyDistribution`; it need not be normalised.
+                For an objective with noise levels, a `TimeConditional`.
             data: `(*sample, *batch, *event)`, which the loss is a mean over; with covariates bound in the batch, each
                 has data of its own, and there may be no sample dims.
             generator: of the random numbers; torch's global one by default.
@@ -73,8 +75,8 @@ class Objective(nn.Module, ABC):
         if isinstance(distribution, Density):
             return distribution
         if self.levels and callable(distribution) and not isinstance(distribution, Energy):
-            return distribution(torch.tensor(self.levels[0]))
-        expected = "a distribution, or a callable from a noise level to one" if self.levels else "a distribution"
+            return density_at(distribution, torch.tensor(self.levels[0]))
+        expected = "a distribution, or a family of them by noise level" if self.levels else "a distribution"
         raise TypeError(
             f"{type(self).__name__}: got {type(distribution).__name__}, expected {expected}. "
             "Make an energy one with EnergyDistribution(energy)."
