@@ -13,6 +13,7 @@ from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
 from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
 from pyro_ebm.infer.mixed import Mixed
+from pyro_ebm.infer.monte_carlo_em import MonteCarloEM
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
@@ -37,6 +38,7 @@ __all__ = [
     "GibbsWithGradients",
     "Langevin",
     "Mixed",
+    "MonteCarloEM",
     "RandomWalk",
     "SwendsenWang",
     "UnderdampedLangevin",
