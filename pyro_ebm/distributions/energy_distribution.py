@@ -137,6 +137,11 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         return new
 
     @property
+    def unexpanded(self) -> EnergyDistribution:
+        """The distribution as it was constructed, before `expand`."""
+        return self._root
+
+    @property
     def _root(self) -> EnergyDistribution:
         """The distribution as it was constructed, which owns log Z; not kept by itself, for cycles are hard to walk."""
         return self if self._origin is None else self._origin
@@ -227,6 +232,12 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
             if self.has_enumerate_support:
                 return enumerated_sample(self, sample_shape)
             return run_sample(self, self.base, sample_shape, like_of(self.energy))
+
+    def exact_sample(self, sample_shape: Size = Size()) -> Tensor | None:  # noqa: B008  (torch's signature)
+        """Draws `(*sample, *batch, *event)` without error: the energy's own, or by enumeration; `None` if none."""
+        with torch.inference_mode(False), torch.no_grad():
+            exact = self._exact_sample(sample_shape)
+            return enumerated_sample(self, sample_shape) if exact is None and self.has_enumerate_support else exact
 
     def _exact_sample(self, sample_shape: Size) -> Tensor | None:
         """Draws by the energy itself, if it has any for this batch and base."""

@@ -6,6 +6,8 @@ from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
 from pyro_ebm.infer.discrete_langevin import DiscreteLangevin
 from pyro_ebm.infer.elliptical_slice import EllipticalSlice
+from pyro_ebm.infer.exchange import Exchange
+from pyro_ebm.infer.fit_prior import fit_prior
 from pyro_ebm.infer.gibbs import Gibbs
 from pyro_ebm.infer.gibbs_with_gradients import GibbsWithGradients
 from pyro_ebm.infer.hmc import HMC
@@ -34,6 +36,7 @@ __all__ = [
     "ChEES",
     "DiscreteLangevin",
     "EllipticalSlice",
+    "Exchange",
     "Gibbs",
     "GibbsWithGradients",
     "Langevin",
@@ -43,6 +46,7 @@ __all__ = [
     "SwendsenWang",
     "UnderdampedLangevin",
     "anneal",
+    "fit_prior",
     "init_to_pathfinder",
     "to_arviz",
 ]
