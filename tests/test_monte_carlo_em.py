@@ -57,6 +57,7 @@ def gaussian(x: Tensor, subsample_size: int | None = None) -> None:
     loc = pyro.param("loc", torch.tensor(0.5))
     with pyro.plate("data", len(x), subsample_size=subsample_size) as idx:
         z = pyro.sample("z", dist.Normal(loc, 2.0))
+        pyro.deterministic("twice", 2 * z)
         pyro.sample("x", dist.Normal(z, 1.0), obs=x[idx])
 
 

@@ -14,9 +14,9 @@ from pyro_ebm._core.errors import BatchingError, InitializationError, Unnormaliz
 from pyro_ebm._core.randomness import seeded
 from pyro_ebm.distributions.unnormalized import energy_distribution_of, unnormalized_log_prob
 from pyro_ebm.infer.coordinates import unconstrained
-from pyro_ebm.infer.data_plate import DataPlate
+from pyro_ebm.infer.data_plate import DataPlate, SiteLayout
 from pyro_ebm.infer.posterior_chains import PosteriorChains
-from pyro_ebm.infer.structure import is_random_subsample, is_subsample
+from pyro_ebm.infer.structure import is_deterministic, is_random_subsample, is_subsample
 
 
 class VisitChains(Messenger):  # type: ignore[misc]
@@ -123,7 +123,7 @@ class LogDensityByDatum(Messenger):  # type: ignore[misc]
         self.total = like
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if is_subsample(msg) or not in_plate(msg, self._plate):
+        if is_subsample(msg) or is_deterministic(msg) or not in_plate(msg, self._plate):
             return
         fn, value = msg["fn"], msg["value"]
         log_prob = fn.log_prob(value) if msg["name"] in self._conditional else unnormalized_log_prob(fn, value)
@@ -150,7 +150,7 @@ class FindConditional(Messenger):  # type: ignore[misc]
         self.conditional: set[str] = set()
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if is_subsample(msg):
+        if is_subsample(msg) or is_deterministic(msg):
             return
         name, fn, value = msg["name"], msg["fn"], msg["value"]
         if not in_plate(msg, self._plate):
@@ -210,7 +210,7 @@ def _scale_of(msg: dict[str, Any], plate: DataPlate) -> float:
     return plate.size / int(taken)
 
 
-def _site_of(plate: DataPlate, name: str) -> Any:
+def _site_of(plate: DataPlate, name: str) -> SiteLayout:
     if name not in plate.sites:
         raise BatchingError(
             f'MonteCarloEM: got a new latent site "{name}", expected {list(plate.sites)}, as in the first step. Use a '

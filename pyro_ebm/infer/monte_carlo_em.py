@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.util import zero_grads
 from torch import Generator, Tensor
 
 from pyro_ebm._core.errors import NonFiniteError
@@ -164,7 +165,7 @@ class MonteCarloEM:
             loss.backward()
         parameters = {site["value"].unconstrained() for site in captured.trace.nodes.values()}
         self.optim(parameters)
-        pyro.infer.util.zero_grads(parameters)
+        zero_grads(parameters)
         self.loss = float(loss.detach())
         self.values = {name: value.detach() for name, value in values.values.items()}
 
