@@ -182,9 +182,9 @@ def test_a_learned_prior_is_found() -> None:
     x = 0.5 + 0.95 * torch.randn(400)
     walkers = PersistentWalkers(500)
     model = LearnedPrior(log_normalizer=walkers)
-    optim = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.977})
+    optim = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.97})
     em = MonteCarloEM(model, optim, num_steps=3)
-    for step in range(200):
+    for step in range(150):
         em.step(x)
         optim.step()
         assert walkers.num_refreshes == step  # the walkers start at the first parameters
@@ -302,7 +302,7 @@ def test_a_missing_log_normalizer_is_refused() -> None:
 
 def test_a_frozen_energy_needs_no_log_normalizer() -> None:
     """Its log Z is a constant: the posterior is right. `E = 3 z² / 2` on a standard normal has precision 4."""
-    prior = EnergyDistribution(energy(lambda z: 1.5 * z**2, event_shape=()), dist.Normal(0.0, 1.0), sampler=_zeros)
+    prior = EnergyDistribution(energy(lambda z: 1.5 * z**2, event_shape=()), dist.Normal(0.0, 1.0))
     x = torch.randn(1500)
 
     def model() -> None:
@@ -312,10 +312,6 @@ def test_a_frozen_energy_needs_no_log_normalizer() -> None:
 
     em = run(model, steps=30)
     check_normal((em.values["z"] - x / 2) * math.sqrt(8))
-
-
-def _zeros(distribution: EnergyDistribution, sample_shape: torch.Size) -> Tensor:
-    return torch.randn(distribution.shape(sample_shape))
 
 
 def test_log_normalizers_of_other_kinds_serve() -> None:

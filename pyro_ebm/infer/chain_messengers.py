@@ -20,7 +20,7 @@ from pyro_ebm.infer.structure import is_deterministic, is_random_subsample, is_s
 
 
 class VisitChains(Messenger):  # type: ignore[misc]
-    """Looks up where the chains of a minibatch are; those of new data are put at draws from the prior.
+    """Looks up where the chains of a minibatch are; those of new data start at draws from the prior, or its base.
 
     Args:
         plate: the plate of the data.
@@ -54,7 +54,7 @@ class VisitChains(Messenger):  # type: ignore[misc]
         new = self._chains.are_new(self.indices)
         if bool(new.any()):
             with seeded(self._generator, self._generator.device):
-                drawn = transform.inv(fn.sample()).to(free)
+                drawn = transform.inv(_start(fn)).to(free)
             if not bool(drawn.isfinite().all()):
                 raise InitializationError(
                     f'MonteCarloEM: at site "{name}" got a draw from the prior on the edge of its support, where no '
@@ -203,6 +203,17 @@ def in_plate(msg: dict[str, Any], plate: DataPlate) -> bool:
 
 def _is_latent(msg: dict[str, Any]) -> bool:
     return not (is_subsample(msg) or msg["done"] or msg["is_observed"] or msg["value"] is not None)
+
+
+def _start(fn: Any) -> Tensor:
+    """Draws of a prior, or, of an energy, of its base, which costs next to nothing."""
+    found = energy_distribution_of(fn)
+    drawn: Tensor
+    if found is None or found.base is None:
+        drawn = fn.sample()
+    else:
+        drawn = found.base.expand(found.batch_shape).sample()
+    return drawn
 
 
 def _scale_of(msg: dict[str, Any], plate: DataPlate) -> float:
