@@ -61,7 +61,7 @@ class MonteCarloEM:
     ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
     >>> em = MonteCarloEM(model, pyro.optim.Adam({"lr": 0.05}))
     >>> losses = [em.step(torch.full((100,), 3.0)) for _ in range(200)]
-    >>> abs(float(pyro.param("loc")) - 3) < 0.3
+    >>> abs(pyro.param("loc").item() - 3) < 0.3
     True
     """
 

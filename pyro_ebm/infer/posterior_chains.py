@@ -15,6 +15,8 @@ from pyro_ebm.mcmc.moves import LangevinMove, Tuning
 _TARGET_ACCEPTANCE = 0.574
 # How far an acceptance turns the step size: less and less, but never too little to follow learning.
 _LEAST_GAIN = 0.05
+# Steps of the very first chains, by which a common step size is found: the prior may be wider by far than posteriors.
+_FIRST_STEPS = 30
 
 
 class PosteriorChains:
@@ -83,7 +85,15 @@ class PosteriorChains:
         Returns:
             Where the chains are now, `(chains, data, dim)`, and the acceptance rate of each datum, `(data,)`.
         """
-        tuning = Tuning(self.log_step_size[indices], self.scale.expand(free.shape[1:]))
+        scale = self.scale.expand(free.shape[1:])
+        if not bool(self.num_visits.any()):
+            for _ in range(_FIRST_STEPS):
+                moved = self._move(
+                    log_density, free, Tuning(self.log_step_size[indices], scale), generator, num_steps=1
+                )
+                free = moved.value
+                self.log_step_size[indices] += moved.acceptance_rate.mean() - _TARGET_ACCEPTANCE
+        tuning = Tuning(self.log_step_size[indices], scale)
         moved = self._move(log_density, free, tuning, generator, num_steps=num_steps)
         self.num_visits[indices] += 1
         gain = self.num_visits[indices].to(free).pow(-0.6).clamp(min=_LEAST_GAIN)
