@@ -237,6 +237,12 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
                 return enumerated_sample(self, sample_shape)
             return run_sample(self, self.base, sample_shape, like_of(self.energy))
 
+    def exact_sample(self, sample_shape: Size = Size()) -> Tensor | None:  # noqa: B008  (torch's signature)
+        """Draws `(*sample, *batch, *event)` without error: the energy's own, or by enumeration; `None` if none."""
+        with torch.inference_mode(False), torch.no_grad():
+            exact = self._exact_sample(sample_shape)
+            return enumerated_sample(self, sample_shape) if exact is None and self.has_enumerate_support else exact
+
     def _exact_sample(self, sample_shape: Size) -> Tensor | None:
         """Draws by the energy itself, if it has any for this batch and base."""
         energy: object = self.energy

@@ -6,6 +6,8 @@ from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
 from pyro_ebm.infer.discrete_langevin import DiscreteLangevin
 from pyro_ebm.infer.elliptical_slice import EllipticalSlice
+from pyro_ebm.infer.exchange import Exchange
+from pyro_ebm.infer.fit_prior import fit_prior
 from pyro_ebm.infer.gibbs import Gibbs
 from pyro_ebm.infer.gibbs_with_gradients import GibbsWithGradients
 from pyro_ebm.infer.hmc import HMC
@@ -13,6 +15,7 @@ from pyro_ebm.infer.langevin import MALA, Langevin
 from pyro_ebm.infer.mcmc import MCMC
 from pyro_ebm.infer.microcanonical import MCLMC, AdjustedMCLMC
 from pyro_ebm.infer.mixed import Mixed
+from pyro_ebm.infer.monte_carlo_em import MonteCarloEM
 from pyro_ebm.infer.noise_to_data import sample_annealed, sample_recovery
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
@@ -22,26 +25,29 @@ from pyro_ebm.infer.swendsen_wang import SwendsenWang
 from pyro_ebm.infer.underdamped import UnderdampedLangevin
 
 __all__ = [
-    "HMC",
-    "MALA",
-    "MCLMC",
-    "MCMC",
-    "NUTS",
-    "SGLD",
     "AdjustedMCLMC",
     "Annealed",
     "Barker",
     "ChEES",
     "DiscreteLangevin",
     "EllipticalSlice",
+    "Exchange",
     "Gibbs",
     "GibbsWithGradients",
+    "HMC",
     "Langevin",
+    "MALA",
+    "MCLMC",
+    "MCMC",
     "Mixed",
+    "MonteCarloEM",
+    "NUTS",
     "RandomWalk",
+    "SGLD",
     "SwendsenWang",
     "UnderdampedLangevin",
     "anneal",
+    "fit_prior",
     "init_to_pathfinder",
     "sample_annealed",
     "sample_recovery",

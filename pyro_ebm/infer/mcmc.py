@@ -228,11 +228,11 @@ class MCMC:
         return self.num_chains * draws * target.like.nbytes
 
     def _how_to_compile(self, target: Target, position: Tensor) -> Compile:
-        if target.concern is not None or self.compile is False:
+        algorithm = self.kernel.algorithm()
+        if target.concern is not None or algorithm.eager or self.compile is False:
             return "no"
         if self.compile is True:
             return "yes"
-        algorithm = self.kernel.algorithm()
         transitions = algorithm.num_steps * (self.warmup_steps + self.num_samples * self.thinning)
         ticks = algorithm.usual_ticks * transitions
         return "fast" if ticks >= _MANY_TICKS or ticks * _seconds(target, position) >= _MANY_SECONDS else "no"

@@ -16,6 +16,7 @@ from pyro_ebm.mcmc import (
     chees,
     discrete_langevin,
     elliptical_slice,
+    exchange,
     gibbs,
     gibbs_with_gradients,
     hmc,
@@ -53,6 +54,7 @@ class Algorithm:
         remedy: what helps where transitions diverge.
         structured: whether it asks the log density for more than value and gradient, such as conditionals. That is then
             neither compiled on its own nor tried for a first step size.
+        eager: whether its steps run the model in Python, so that they are not compiled.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Algorithm:
     num_steps: int = 1
     remedy: str = "raise target_accept_prob, or reparametrise the model"
     structured: bool = False
+    eager: bool = False
 
 
 def nuts_algorithm(*, max_tree_depth: int = 10, target_accept_prob: float = 0.8) -> Algorithm:
@@ -224,6 +227,20 @@ def random_walk_algorithm(*, target_accept_prob: float = 0.234, num_steps: int =
 
 def _random_walk_parameters(adaptation: Adaptation, _: Tensor) -> random_walk.Parameters:
     return random_walk.Parameters(adaptation.step_sizes)
+
+
+def exchange_algorithm(*, target_accept_prob: float, num_steps: int) -> Algorithm:
+    """The exchange algorithm: see `exchange`."""
+    return replace(
+        random_walk_algorithm(target_accept_prob=target_accept_prob, num_steps=num_steps),
+        name="Exchange",
+        init=exchange.init,
+        draw_randomness=exchange.draw_randomness,
+        step=exchange.step,
+        remedy="see where the density is not finite",
+        structured=True,
+        eager=True,
+    )
 
 
 def elliptical_slice_algorithm() -> Algorithm:
