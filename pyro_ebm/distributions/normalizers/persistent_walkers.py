@@ -42,9 +42,10 @@ class PersistentWalkers:
     under `torch.no_grad`, and never inside MCMC, which needs `freeze()` where it samples parameters of the energy.
 
     Args:
-        num_walkers: how many drive the gradient; as many more track log Z.
+        num_walkers: how many drive the gradient.
         num_steps: of each refresh; by default 2 of Langevin dynamics, 1 of Gibbs, one for each element of Gibbs with
             gradients.
+        num_trackers: how many more track log Z; by default as many. They are rounded up to fill their groups.
         num_groups: of trackers, whose spread gives the standard error.
         generator: of all random numbers; by default one of its own, seeded from torch's.
 
@@ -63,18 +64,21 @@ class PersistentWalkers:
 
     def __init__(
         self,
-        num_walkers: int = 1000,
+        num_walkers: int = 2000,
         *,
         num_steps: int | None = None,
+        num_trackers: int | None = None,
         num_groups: int = 16,
         generator: Generator | None = None,
     ) -> None:
-        if num_walkers < 4 or (num_steps is not None and num_steps < 1):
+        trackers = num_walkers if num_trackers is None else num_trackers
+        if min(num_walkers, trackers) < 4 or (num_steps is not None and num_steps < 1):
             raise ValueError(
-                f"PersistentWalkers: got num_walkers={num_walkers} and num_steps={num_steps}, expected at least 4 "
-                "walkers and 1 step."
+                f"PersistentWalkers: got num_walkers={num_walkers}, num_trackers={num_trackers} and "
+                f"num_steps={num_steps}, expected at least 4 of each, and 1 step."
             )
-        self._count, self._num_groups = counts(2 * num_walkers, num_groups)
+        self._num_walkers = num_walkers
+        self._num_trackers, self._num_groups = counts(trackers, num_groups)
         self.num_steps = num_steps
         self._generator = generator
         self._population: Population | None = None
@@ -129,7 +133,9 @@ class PersistentWalkers:
         if self._population is None:
             if self._generator is None:
                 self._generator = seeded_generator(like_of(distribution.energy).device)
-            self._population = started(distribution, self._count, self._num_groups, self._generator)
+            self._population = started(
+                distribution, self._num_walkers, self._num_trackers, self._num_groups, self._generator
+            )
             self._fingerprint = kept(fingerprint(distribution))
         return self._population
 
@@ -150,6 +156,11 @@ class PersistentWalkers:
     # What a user asks
 
     @property
+    def is_started(self) -> bool:
+        """Whether there are walkers: since the first call."""
+        return self._population is not None
+
+    @property
     def value(self) -> Tensor:
         """Log Z at the anchor, in nats, `(*batch,)`.
 
@@ -164,14 +175,25 @@ class PersistentWalkers:
         return self._required()[0].standard_error()
 
     @property
+    def num_walkers(self) -> int:
+        """How many drive the gradient."""
+        return self._num_walkers
+
+    @property
     def ess(self) -> Tensor:
         """The share of the walkers that drive the gradient which count, `(*batch,)`."""
         population, _ = self._required()
         return relative_ess(population.log_weight[: population.num_drivers])
 
     def report(self) -> dict[str, Tensor]:
-        """What there is to know of the walkers, each `(*batch,)` or `()`."""
+        """What there is to know of the walkers, each `(*batch,)` or `()`.
+
+        `log_density` is the mean of the unnormalised log density over the walkers that drive the gradient.
+        """
+        population, _ = self._required()
+        weights, drivers = population.driver_log_weights().exp(), population.log_density[: population.num_drivers]
         return {
+            "log_density": (weights * drivers).sum(0),
             "log_normalizer": self.value,
             "log_normalizer_error": self.standard_error,
             "ess": self.ess,
@@ -241,8 +263,10 @@ class PersistentWalkers:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on: walkers, weights, log Z and the state of the generator."""
+        walkers = {} if self._population is None else self._population._asdict()
+        walkers.pop("tuning", None)
         return {
-            "population": None if self._population is None else self._population._asdict(),
+            "population": walkers or None,
             "tuning": None if self._population is None else self._population.tuning._asdict(),
             "fingerprint": tuple(self._fingerprint),
             "generator": None if self._generator is None else self._generator.get_state(),
@@ -265,7 +289,7 @@ class PersistentWalkers:
 
     def __getstate__(self) -> dict[str, Any]:
         """Generators are not pickled; their states are."""
-        kept = {"_count", "_num_groups", "num_steps"}
+        kept = {"_num_walkers", "_num_trackers", "_num_groups", "num_steps"}
         return {**{name: vars(self)[name] for name in kept}, "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
