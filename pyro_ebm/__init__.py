@@ -17,6 +17,7 @@ from pyro_ebm._core.errors import (
     SharedNormalizerError,
     StepTooLargeError,
     StochasticPotentialError,
+    TrainingWarning,
     TreewidthError,
     TwoDensitiesError,
     UnnormalizedError,
@@ -25,7 +26,7 @@ from pyro_ebm._core.errors import (
 )
 from pyro_ebm._core.estimate import Estimate
 from pyro_ebm._core.supports import spin
-from pyro_ebm.diagnostics.plots import plot_graph
+from pyro_ebm.diagnostics.plots import plot_graph, plot_history
 from pyro_ebm.distributions import (
     EnergyDistribution,
     Exact,
@@ -37,7 +38,9 @@ from pyro_ebm.distributions import (
     Sampler,
     TreeCRF,
     factor,
+    fitted_base,
     sample_graph,
+    tilted,
 )
 from pyro_ebm.energies import (
     AnchorEnergy,
@@ -60,6 +63,7 @@ from pyro_ebm.energies import (
     Ring,
     Rosenbrock,
     ScaledEnergy,
+    StandardizedEnergy,
     SumEnergy,
     SumToZeroEnergy,
     TableEnergy,
@@ -93,6 +97,7 @@ from pyro_ebm.infer import (
     ChEES,
     DiscreteLangevin,
     EllipticalSlice,
+    Fit,
     Gibbs,
     GibbsWithGradients,
     Langevin,
@@ -101,6 +106,7 @@ from pyro_ebm.infer import (
     SwendsenWang,
     UnderdampedLangevin,
     anneal,
+    fit,
     init_to_pathfinder,
     to_arviz,
 )
@@ -124,6 +130,7 @@ from pyro_ebm.objectives import (
     SlicedScoreMatching,
     SquareSquare,
     StructuredHinge,
+    Training,
 )
 
 __all__ = [
@@ -158,6 +165,7 @@ __all__ = [
     "Exact",
     "FactorGraph",
     "FieldEnergy",
+    "Fit",
     "FunctionEnergy",
     "Funnel",
     "GaussianMRF",
@@ -209,6 +217,7 @@ __all__ = [
     "ScaledEnergy",
     "SharedNormalizerError",
     "SpinGlass",
+    "StandardizedEnergy",
     "StepTooLargeError",
     "StochasticPotentialError",
     "ScoreMatching",
@@ -219,6 +228,8 @@ __all__ = [
     "SumToZeroEnergy",
     "SwendsenWang",
     "TableEnergy",
+    "Training",
+    "TrainingWarning",
     "TreeCRF",
     "TreewidthError",
     "TwoDensitiesError",
@@ -231,15 +242,19 @@ __all__ = [
     "correlated_gaussian",
     "energy",
     "factor",
+    "fit",
+    "fitted_base",
     "init_to_pathfinder",
     "mean_field",
     "minimize",
     "mixture",
     "plot_graph",
+    "plot_history",
     "read_graph",
     "read_network",
     "sample_graph",
     "spin",
+    "tilted",
     "to_arviz",
     "tree_reweighted",
     "write_graph",

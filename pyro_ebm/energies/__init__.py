@@ -25,6 +25,7 @@ from pyro_ebm.energies.minimize import Descent, minimize
 from pyro_ebm.energies.mixture import MixtureEnergy, mixture
 from pyro_ebm.energies.neural import NeuralEnergy
 from pyro_ebm.energies.quadratic import QuadraticEnergy
+from pyro_ebm.energies.standardized import StandardizedEnergy
 from pyro_ebm.energies.tabular import TableEnergy
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Ring",
     "Rosenbrock",
     "ScaledEnergy",
+    "StandardizedEnergy",
     "SumEnergy",
     "SumToZeroEnergy",
     "TableEnergy",

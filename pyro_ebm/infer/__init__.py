@@ -6,6 +6,7 @@ from pyro_ebm.infer.barker import Barker
 from pyro_ebm.infer.chees import ChEES
 from pyro_ebm.infer.discrete_langevin import DiscreteLangevin
 from pyro_ebm.infer.elliptical_slice import EllipticalSlice
+from pyro_ebm.infer.fit import Fit, fit
 from pyro_ebm.infer.gibbs import Gibbs
 from pyro_ebm.infer.gibbs_with_gradients import GibbsWithGradients
 from pyro_ebm.infer.hmc import HMC
@@ -33,6 +34,7 @@ __all__ = [
     "ChEES",
     "DiscreteLangevin",
     "EllipticalSlice",
+    "Fit",
     "Gibbs",
     "GibbsWithGradients",
     "Langevin",
@@ -41,6 +43,7 @@ __all__ = [
     "SwendsenWang",
     "UnderdampedLangevin",
     "anneal",
+    "fit",
     "init_to_pathfinder",
     "to_arviz",
 ]

@@ -18,6 +18,7 @@ from pyro_ebm.objectives.score_matching import ScoreMatching
 from pyro_ebm.objectives.sliced_score_matching import SlicedScoreMatching
 from pyro_ebm.objectives.square_square import SquareSquare
 from pyro_ebm.objectives.structured_hinge import StructuredHinge
+from pyro_ebm.objectives.training import Training
 
 __all__ = [
     "AdaptiveNoiseContrastive",
@@ -38,4 +39,5 @@ __all__ = [
     "SlicedScoreMatching",
     "SquareSquare",
     "StructuredHinge",
+    "Training",
 ]
