@@ -129,3 +129,12 @@ class HasReport(Protocol):
     def report(self) -> dict[str, Tensor]:
         """Detached tensors by name."""
         ...
+
+
+@runtime_checkable
+class HasLabels(Protocol):
+    """An energy of inputs that gives their labels probabilities."""
+
+    def label_log_prob(self, x: Tensor, /) -> Tensor:
+        """`log p(y | x)` at `(*sample, *event)`, `(*sample, num_classes)`."""
+        ...

@@ -21,6 +21,7 @@ from pyro_ebm.energies.interactions import (
     PottsEnergy,
     SumToZeroEnergy,
 )
+from pyro_ebm.energies.joint import JointEnergy
 from pyro_ebm.energies.minimize import Descent, minimize
 from pyro_ebm.energies.mixture import MixtureEnergy, mixture
 from pyro_ebm.energies.neural import NeuralEnergy
@@ -41,6 +42,7 @@ __all__ = [
     "Funnel",
     "GaussianMixture",
     "IsingEnergy",
+    "JointEnergy",
     "MixtureEnergy",
     "NeuralEnergy",
     "PottsEnergy",

@@ -15,6 +15,7 @@ from pyro_ebm.objectives.pseudo_likelihood import PseudoLikelihood
 from pyro_ebm.objectives.ranking_noise_contrastive import RankingNoiseContrastive
 from pyro_ebm.objectives.ratio_matching import RatioMatching
 from pyro_ebm.objectives.score_matching import ScoreMatching
+from pyro_ebm.objectives.semi_supervised import SemiSupervised
 from pyro_ebm.objectives.sliced_score_matching import SlicedScoreMatching
 from pyro_ebm.objectives.square_square import SquareSquare
 from pyro_ebm.objectives.structured_hinge import StructuredHinge
@@ -36,6 +37,7 @@ __all__ = [
     "RankingNoiseContrastive",
     "RatioMatching",
     "ScoreMatching",
+    "SemiSupervised",
     "SlicedScoreMatching",
     "SquareSquare",
     "StructuredHinge",
