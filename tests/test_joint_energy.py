@@ -75,13 +75,13 @@ def test_inputs_without_labels_teach_labels() -> None:
     for each in (0, 1):
         known[(label == each).nonzero()[:3, 0]] = each
     torch.manual_seed(0)
-    joint = JointEnergy(nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 2)), (2,), 2)
+    joint = JointEnergy(nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, 2)), (2,), 2)
     base = MultivariateNormal(x.mean(0), x.T.cov())
     fit(
         EnergyDistribution(joint.marginal(), base),
         (x, known),
         objective=SemiSupervised(NoiseContrastive(base)),
-        num_steps=150,
+        num_steps=350,
         batch_size=500,
         learning_rate=2e-2,
         progress_bar=False,

@@ -34,6 +34,7 @@ class JointEnergy(Energy):
         Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi and Swersky 2020, Your classifier is secretly an energy based model
         and you should treat it like one.
 
+    >>> import torch
     >>> joint = JointEnergy(nn.Linear(2, 3), (2,), 3)
     >>> x = torch.randn(5, 2)
     >>> joint.predict(x).shape, joint.marginal()(x).shape, joint(x, torch.tensor(0)).shape
