@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.estimate import Estimate
-from pyro_ebm._core.randomness import seeded, seeded_generator
+from pyro_ebm._core.randomness import seeded
 from pyro_ebm.diagnostics.plots import plot_history
 from pyro_ebm.distributions import EnergyDistribution, PersistentWalkers
 from pyro_ebm.distributions.tilted import tilted
@@ -27,6 +27,8 @@ from pyro_ebm.objectives.training import Callback, Loss
 
 # A base is fitted to at most so many data.
 _FITTED_TO = 10_000
+# The gradient's noise is what limits learning: most walkers drive it.
+_DRIVERS_TO_TRACKER = 8
 # Walkers follow the parameters to their averages in so many parts, and are then moved so many times.
 _APPROACH, _SETTLE = 10, 50
 
@@ -83,7 +85,7 @@ def fit(
     *,
     objective: Loss | None = None,
     support: Constraint = constraints.real,
-    num_walkers: int = 1000,
+    num_walkers: int = 4000,
     callbacks: Sequence[Callback] = (),
     save_to: str | os.PathLike[str] | None = None,
     save_every: int = 1000,
@@ -98,12 +100,13 @@ def fit(
     at zero. It is then trained by a `Training`, and walkers settle at the averaged parameters. All of it is public, so
     that this is the same:
 
-        distribution = tilted(network, data, log_normalizer=PersistentWalkers())
+        walkers = PersistentWalkers(4000, num_steps=1, num_trackers=500)
+        distribution = tilted(network, data, log_normalizer=walkers)
         training = Training(distribution, NegativeLogLikelihood(), data)
         for _ in range(training.num_steps):
             training.step()
         training.use_average()
-        distribution.log_normalizer.refresh(distribution, num_steps=50)
+        walkers.refresh(distribution, num_steps=50)
 
     Args:
         model: a network `(N, *event)` to `(N,)` or `(N, 1)`; or an energy or a distribution, which is trained as it is
@@ -112,8 +115,8 @@ def fit(
             for an objective that takes them.
         objective: the loss; by default the likelihood.
         support: of a network's events: real numbers, booleans, spins or integers.
-        num_walkers: that drive the gradient of log Z, and as many more that track it, where the model is not a
-            distribution.
+        num_walkers: that drive the gradient of log Z, where the model is not a distribution; an eighth as many more
+            track it. More of them, or fewer steps, if the model's modes do not get their shares.
         callbacks: each is called with the `Training` after every step; one that returns `True` ends it.
         save_to: a file for the state of the training, written every `save_every` steps.
         save_every: between savings.
@@ -144,21 +147,18 @@ def fit(
             f"fit: got {type(model).__name__}, expected a network, an Energy or an EnergyDistribution. Wrap a callable "
             "with energy(fn, event_shape=...)."
         )
-    source = seeded_generator(torch.device("cpu"), generator)
-    module = model.energy if isinstance(model, EnergyDistribution) else model
-    with seeded(source, like_of(module).device):
-        distribution = _distribution(model, data, support, num_walkers)
+    distribution = _distribution(model, data, support, num_walkers)
     training = Training(
         distribution,
         NegativeLogLikelihood() if objective is None else objective,
         data,
-        generator=source,
+        generator=generator,
         **options,
     )
     if save_to is not None and resume and Path(save_to).exists():
         training.load(save_to)
     training.run(callbacks=callbacks, save_to=save_to, save_every=save_every, progress_bar=progress_bar)
-    with seeded(source, like_of(module).device):
+    with seeded(Generator().manual_seed(0), like_of(distribution.energy).device):  # of a network with randomness
         _settle(distribution, training)
     return Fit(distribution, training)
 
@@ -166,10 +166,16 @@ def fit(
 def _distribution(model: Any, data: Data, support: Constraint, num_walkers: int) -> EnergyDistribution:
     if isinstance(model, EnergyDistribution):
         return model
-    walkers = PersistentWalkers(num_walkers)
+    discrete = (model.support if isinstance(model, Energy) else support).is_discrete
+    walkers = PersistentWalkers(
+        num_walkers,
+        num_trackers=max(4, num_walkers // _DRIVERS_TO_TRACKER),
+        num_steps=None if discrete else 1,  # one of Langevin: more walkers do more than more steps
+    )
     if isinstance(model, Energy):
         return EnergyDistribution(model, log_normalizer=walkers)
-    first = batches_of(data, 1).first(_FITTED_TO)
+    with seeded(Generator().manual_seed(0), torch.device("cpu")):  # which data a base is fitted to hardly matters
+        first = batches_of(data, 1).first(_FITTED_TO)
     events: Tensor = first if isinstance(first, Tensor) else first[0]
     return tilted(model, events, support=support, log_normalizer=walkers)
 

@@ -92,6 +92,8 @@ class TensorBatches:
 
     def first(self, count: int) -> Batch:
         """See `Batches`."""
+        if len(self._tensors[0]) <= count:
+            return _one_or_several(self._tensors)
         index = torch.randperm(len(self._tensors[0]))[:count]
         return _one_or_several([each[index.to(each.device)] for each in self._tensors])
 
