@@ -17,7 +17,7 @@ import torch
 from learning_row import Row, lines, run_row
 from report import machine, table, write_section
 
-GROUPS: tuple[str, ...] = ()
+GROUPS: tuple[str, ...] = ("fit", "joint", "anomaly")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from torch.distributions.constraints import Constraint
 from torch.optim import Optimizer
 
 from pyro_ebm._core.dtypes import like_of
+from pyro_ebm._core.errors import InitializationError
 from pyro_ebm._core.estimate import Estimate
 from pyro_ebm._core.randomness import seeded
 from pyro_ebm.diagnostics.plots import plot_history
@@ -29,7 +30,7 @@ from pyro_ebm.objectives.training import Callback, Loss
 _FITTED_TO = 10_000
 # The gradient's noise is what limits learning: most walkers drive it.
 _DRIVERS_TO_TRACKER = 8
-# Walkers follow the parameters to their averages in so many parts, and are then moved so many times.
+# Where annealing fails, walkers follow the parameters to their averages in so many parts, and move on for so long.
 _APPROACH, _SETTLE = 10, 50
 
 
@@ -97,8 +98,8 @@ def fit(
     """Learn an energy from data.
 
     A network becomes `tilted(network, data)`: standardised inputs, a base fitted to the data, and a tilt that starts
-    at zero. It is then trained by a `Training`, and walkers settle at the averaged parameters. All of it is public, so
-    that this is the same:
+    at zero. It is then trained by a `Training`, and log Z found anew at the averaged parameters. All of it is public,
+    so that this does the same:
 
         walkers = PersistentWalkers(4000, num_steps=1, num_trackers=500)
         distribution = tilted(network, data, log_normalizer=walkers)
@@ -106,7 +107,7 @@ def fit(
         for _ in range(training.num_steps):
             training.step()
         training.use_average()
-        walkers.refresh(distribution, num_steps=50)
+        walkers.restart(distribution, num_trackers=4000)
 
     Args:
         model: a network `(N, *event)` to `(N,)` or `(N, 1)`; or an energy or a distribution, which is trained as it is
@@ -181,7 +182,7 @@ def _distribution(model: Any, data: Data, support: Constraint, num_walkers: int)
 
 
 def _settle(distribution: EnergyDistribution, training: Training) -> None:
-    """Take the parameters to their averages, and walkers with them."""
+    """Take the parameters to their averages, and walkers there: anew, for the least error of log Z."""
     walkers = distribution.log_normalizer
     if not isinstance(walkers, PersistentWalkers) or not walkers.is_started:
         training.use_average()
@@ -189,4 +190,7 @@ def _settle(distribution: EnergyDistribution, training: Training) -> None:
     for part in range(_APPROACH):
         training.use_average(1 / (_APPROACH - part))
         walkers.refresh(distribution, num_steps=2)
-    walkers.refresh(distribution, num_steps=_SETTLE)
+    try:
+        walkers.restart(distribution, num_trackers=walkers.num_walkers)
+    except InitializationError:
+        walkers.refresh(distribution, num_steps=_SETTLE)

@@ -130,13 +130,15 @@ class PersistentWalkers:
 
     def _ready(self, distribution: EnergyDensity) -> Population:
         """The walkers, started if this is the first call."""
-        if self._population is None:
-            if self._generator is None:
-                self._generator = seeded_generator(like_of(distribution.energy).device)
-            self._population = started(
-                distribution, self._num_walkers, self._num_trackers, self._num_groups, self._generator
-            )
-            self._fingerprint = kept(fingerprint(distribution))
+        return self._start(distribution) if self._population is None else self._population
+
+    def _start(self, distribution: EnergyDensity) -> Population:
+        if self._generator is None:
+            self._generator = seeded_generator(like_of(distribution.energy).device)
+        self._population = started(
+            distribution, self._num_walkers, self._num_trackers, self._num_groups, self._generator
+        )
+        self._fingerprint = kept(fingerprint(distribution))
         return self._population
 
     def _follow(
@@ -206,6 +208,23 @@ class PersistentWalkers:
             population = self._ready(distribution)
             log_density = distribution.unnormalized_log_prob(population.value)
             self._follow(distribution, population.value, log_density, move_for(distribution), num_steps)
+
+    def restart(self, distribution: EnergyDensity, *, num_trackers: int | None = None) -> None:
+        """Start anew, by annealing from the base to the density as it is.
+
+        What trackers tell of log Z after a long training has the noise of all of its way; this has that of one
+        annealing, and takes no longer than some hundreds of steps.
+
+        Args:
+            distribution: the density.
+            num_trackers: how many are to track log Z from now on; by default as many as did.
+
+        Raises:
+            InitializationError: if annealing does not reach the density; the walkers are then what they were.
+        """
+        if num_trackers is not None:
+            self._num_trackers, self._num_groups = counts(num_trackers, self._num_groups)
+        self._start(distribution)
 
     def freeze(self) -> None:
         """Hold the walkers where they are: log Z becomes a fixed function of the parameters, fit for MCMC over them.
