@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_ebm import (
+    DenoisingScoreMatching,
     EnergyDistribution,
     EnergyShapeError,
     EnergySupportError,
@@ -256,6 +257,43 @@ def test_an_interrupted_run_goes_on_bit_for_bit(source: str, tmp_path) -> None:
     assert same(straight, resumed)
     other = made(SOURCES[source]())
     assert not same(straight, other)
+
+
+def test_what_an_objective_has_learned_is_resumed(tmp_path) -> None:
+    def made() -> Training:
+        model = EnergyDistribution(QuadraticEnergy(nn.Parameter(torch.eye(2))))
+        return Training(model, NoiseContrastive(), two_modes(200), num_steps=9, batch_size=64, generator=seeded(0))
+
+    straight = made()
+    straight.run(progress_bar=False)
+    part = made()
+    part.run(callbacks=[lambda training: training.num_done == 5], save_to=tmp_path / "state.pt", progress_bar=False)
+    resumed = made()
+    resumed.load(tmp_path / "state.pt")
+    resumed.run(progress_bar=False)
+    assert same(straight, resumed)
+    assert float(straight.objective.log_partition.detach()) != 0
+
+
+def test_a_family_of_noise_levels_is_trained() -> None:
+    class Smoothed(nn.Module):
+        """Gaussians, the wider the more noise."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_variance = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, sigma: Tensor) -> EnergyDistribution:
+            variance = self.log_variance.exp() + sigma**2
+            return EnergyDistribution(energy(lambda x: 0.5 * (x.square() / variance).sum(-1), event_shape=(2,)))
+
+    family, data = Smoothed(), 2 * torch.randn(4000, 2, generator=seeded(0))
+    training = Training(
+        family, DenoisingScoreMatching([0.5, 1.0]), data, num_steps=300, learning_rate=0.02, generator=seeded(1)
+    )
+    training.run(progress_bar=False)
+    # By the data's own variance; the noise in it leaves an error of 0.02 or so.
+    assert float(family.log_variance.detach().exp()) == pytest.approx(float(data.square().mean()), rel=0.1)
 
 
 def test_fit_resumes(tmp_path) -> None:

@@ -324,7 +324,9 @@ class Training:
 
 
 def _modules_of(distribution: Any) -> dict[str, nn.Module]:
-    """The modules that a distribution is made of, such as its energy."""
+    """The modules that a distribution is made of, such as its energy; or a callable that is one."""
+    if isinstance(distribution, nn.Module):
+        return {"distribution": distribution}
     attributes = vars(distribution) if hasattr(distribution, "__dict__") else {}
     return {name: value for name, value in attributes.items() if isinstance(value, nn.Module)}
 
