@@ -1,6 +1,6 @@
 """Anomaly detection: learn the energy of nine classes of handwritten digits, and find the tenth by its energy.
 
-1. Fit a network's energy to the digits of nine classes, by denoising score matching: two lines.
+1. Fit a network's energy to the digits of nine classes, by denoising score matching.
 2. Score digits that were not seen, of these classes and of the one held out, by `-log p`, up to a constant.
 3. Say how well the scores tell them apart, beside nearest neighbours on the same split, and draw the most and the
    least surprising digits.
@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from pyro_ebm import DenoisingScoreMatching, Fit, fit
+from pyro_ebm import DenoisingScoreMatching, Fit, fit, tilted
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -35,7 +35,8 @@ SIGMA = 0.2  # of the noise, in units of the pixels, which are in [0, 1]
 def learn(train: Tensor, num_steps: int) -> Fit:
     """The energy of what is normal."""
     network = nn.Sequential(nn.Linear(COMPONENTS, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 1))
-    return fit(network, train, objective=DenoisingScoreMatching(SIGMA), num_steps=num_steps, batch_size=256)
+    smoothed = tilted(network, train + SIGMA * torch.randn_like(train))  # what score matching learns is smoothed, too
+    return fit(smoothed, train, objective=DenoisingScoreMatching(SIGMA), num_steps=num_steps, batch_size=256)
 
 
 def draw(images: Tensor, scores: Tensor, anomalous: Tensor, neighbours: Tensor, path: Path) -> None:
