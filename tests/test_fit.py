@@ -384,7 +384,7 @@ def test_averages_are_means_of_what_was() -> None:
     assert path[-1] > path[0]
     with training.averaged():
         assert path[0] < float(weight.detach()) < path[-1]
-    assert float(weight) == path[-1]
+    assert float(weight.detach()) == path[-1]
     # By the rule: decay min(1 - 1/30, n / (n + 10)).
     mean = path[0]
     for number, value in enumerate(path[1:], start=1):
