@@ -293,6 +293,15 @@ def test_a_family_of_noise_levels_is_trained() -> None:
     )
     training.run(progress_bar=False)
     # By the data's own variance; the noise in it leaves an error of 0.02 or so.
+    weight = nn.Parameter(torch.zeros(()))
+    by_hand = Training(
+        lambda sigma: EnergyDistribution(energy(lambda x: weight * x.square().sum(-1), event_shape=(2,))),
+        DenoisingScoreMatching([0.5, 1.0]),
+        data,
+        parameters=[weight],
+    )
+    by_hand.step()
+    assert float(weight.detach()) > 0
     assert float(family.log_variance.detach().exp()) == pytest.approx(float(data.square().mean()), rel=0.1)
 
 
@@ -494,6 +503,8 @@ def test_a_fitted_base() -> None:
     binary = (torch.rand(998, 3, generator=seeded(1)) < 0.2).float()
     torch.testing.assert_close(fitted_base(binary, constraints.boolean).mean, (binary.sum(0) + 1) / 1000)
     labels = torch.randint(3, (97, 4), generator=seeded(1))
+    two = fitted_base(binary, constraints.integer_interval(0, 1))  # whose support is that of the energy
+    torch.testing.assert_close(two.base_dist.probs[:, 1], fitted_base(binary, constraints.boolean).mean)
     probs = fitted_base(labels, constraints.integer_interval(0, 2)).base_dist.probs
     torch.testing.assert_close(probs[0], (torch.bincount(labels[:, 0], minlength=3) + 1) / 100)
     assert fitted_base(2 * binary - 1, spin) is None

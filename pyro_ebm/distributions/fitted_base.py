@@ -9,7 +9,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
-from pyro_ebm._core.supports import is_everywhere, state_range
+from pyro_ebm._core.supports import is_everywhere, same_support, state_range, strip_independent
 
 # A covariance needs so many data for each dim; with fewer, only variances are fitted.
 _DATA_PER_DIM = 10
@@ -17,7 +17,7 @@ _DATA_PER_DIM = 10
 _RIDGE = 1e-3
 
 
-def fitted_base(data: Tensor, support: Constraint = constraints.real, *, widen: float = 1.0) -> Distribution | None:
+def fitted_base(data: Tensor, support: Constraint = constraints.real) -> Distribution | None:
     """A normalised distribution near to data, with their event shape: the base of an energy that is to be learned.
 
     Over real numbers it is a Gaussian with the data's mean and covariance (variances alone, with fewer than 10 data for
@@ -27,7 +27,6 @@ def fitted_base(data: Tensor, support: Constraint = constraints.real, *, widen: 
     Args:
         data: `(N, *event)`.
         support: where events live.
-        widen: a factor of the Gaussian's covariance.
 
     Returns:
         The base; `None`, which stands for the flat one, over other finite supports, such as spins.
@@ -42,7 +41,7 @@ def fitted_base(data: Tensor, support: Constraint = constraints.real, *, widen: 
     if data.dim() == 0 or len(data) == 0:
         raise EnergyShapeError(f"fitted_base: got data of shape {tuple(data.shape)}, expected (N, *event).")
     if is_everywhere(support):
-        return _gaussian(data, widen)
+        return _gaussian(data)
     found = state_range(support)
     if found is None:
         raise EnergySupportError(
@@ -57,14 +56,14 @@ def fitted_base(data: Tensor, support: Constraint = constraints.real, *, widen: 
     counts = (data.unsqueeze(-1) == values).to(dtype).sum(0) + 1
     frequencies = counts / counts.sum(-1, keepdim=True)
     event_dim = data.dim() - 1
-    if isinstance(support, type(constraints.boolean)) or states == 2:
+    if same_support(strip_independent(support), constraints.boolean):
         binary: Distribution = dist.Bernoulli(frequencies[..., 1]).to_event(event_dim)
         return binary
     several: Distribution = dist.Categorical(frequencies).to_event(event_dim)
     return several
 
 
-def _gaussian(data: Tensor, widen: float) -> Distribution:
+def _gaussian(data: Tensor) -> Distribution:
     events = data.reshape(len(data), -1)
     mean = events.mean(0)
     deviation = events - mean
@@ -75,9 +74,9 @@ def _gaussian(data: Tensor, widen: float) -> Distribution:
     event_dim = data.dim() - 1
     if event_dim == 1 and len(events) >= _DATA_PER_DIM * events.shape[-1]:
         covariance = deviation.mT @ deviation / len(events) + ridge * torch.eye(len(mean)).to(deviation)
-        full: Distribution = dist.MultivariateNormal(mean, widen * covariance)
+        full: Distribution = dist.MultivariateNormal(mean, covariance)
         return full
-    scale = (widen * (variance + ridge)).sqrt()
+    scale = (variance + ridge).sqrt()
     diagonal: Distribution = dist.Normal(mean.reshape(data.shape[1:]), scale.reshape(data.shape[1:])).to_event(
         event_dim
     )
