@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pyro_ebm import DenoisingScoreMatching, fit, tilted
 
 HELD_OUT = (1, 4, 5, 7, 9)
-COMPONENTS, HIDDEN = 24, 256
+COMPONENTS, HIDDEN, STEPS = 24, 256, 1500
 SIGMA = 0.2  # of the noise, where pixels are in [0, 1]: about half of the distance between neighbours
 
 
@@ -45,7 +45,14 @@ def energies(train: Tensor, test: Tensor, seed: int) -> Tensor:
         nn.Linear(COMPONENTS, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 1)
     )
     smoothed = tilted(network, train + SIGMA * torch.randn_like(train))  # what score matching learns is smoothed, too
-    fit(smoothed, train, objective=DenoisingScoreMatching(SIGMA), batch_size=256, progress_bar=False)
+    fit(
+        smoothed,
+        train,
+        objective=DenoisingScoreMatching(SIGMA),
+        num_steps=STEPS,
+        batch_size=256,
+        progress_bar=False,
+    )
     with torch.no_grad():
         return -smoothed.unnormalized_log_prob(test)
 

@@ -1,4 +1,4 @@
-"""What `fit` reaches by maximum likelihood, with nothing set but the number of steps: densities in two dims.
+"""What `fit` reaches by maximum likelihood with nothing set: densities in two dims.
 
 A network of 2-128-128-1 units, 100,000 draws of the target. What counts is `KL(target | learned)` in nats, on a grid,
 and how far the log Z that walkers tell is from the true one.

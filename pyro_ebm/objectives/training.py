@@ -93,7 +93,7 @@ class Training:
         objective: Loss,
         data: Data,
         *,
-        num_steps: int = 1500,
+        num_steps: int = 1700,
         batch_size: int = 1024,
         learning_rate: float = 3e-3,
         warmup_steps: int = 100,
