@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +27,6 @@ from pyro_ebm.objectives.objective import Report
 Loss = Callable[..., tuple[Tensor, Report]]
 Callback = Callable[["Training"], object]
 
-_ADAM = partial(Adam, betas=(0.9, 0.99))
 # What objectives fit to the data (a noise, a scale) is fitted to at most so many.
 _FITTED_TO = 10_000
 # The progress bar shows means over so many steps.
@@ -59,8 +57,7 @@ class Training:
         warmup_steps: until it is reached.
         max_gradient_norm: gradients are clipped to it.
         averaged_share: the parameters are averaged over the last such share of the steps, about.
-        optimizer: `optimizer(parameters, lr=...)`; by default Adam whose second moments are averaged over 100 steps,
-            for the gradients of an energy grow while it learns.
+        optimizer: `optimizer(parameters, lr=...)`; Adam by default.
         parameters: more to be trained, for a `distribution` that is a callable.
         generator: seeds the training's own; torch's global one by default.
 
@@ -99,7 +96,7 @@ class Training:
         warmup_steps: int = 100,
         max_gradient_norm: float = 10.0,
         averaged_share: float = 0.1,
-        optimizer: Callable[..., Optimizer] = _ADAM,
+        optimizer: Callable[..., Optimizer] = Adam,
         parameters: Iterable[nn.Parameter] = (),
         generator: Generator | None = None,
     ) -> None:
