@@ -17,7 +17,7 @@ import torch
 from learning_row import Row, lines, run_row
 from report import machine, table, write_section
 
-GROUPS: tuple[str, ...] = ("diffusion", "hybrid", "ising")
+GROUPS: tuple[str, ...] = ("anomaly", "diffusion", "fit", "hybrid", "ising", "joint")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from pyro_ebm import (
     Funnel,
     GaussianMixture,
     IsingEnergy,
+    JointEnergy,
     MixtureEnergy,
     NeuralEnergy,
     NeuralTimeConditional,
@@ -32,6 +33,7 @@ from pyro_ebm import (
     Ring,
     Rosenbrock,
     ScaledEnergy,
+    StandardizedEnergy,
     SumEnergy,
     SumToZeroEnergy,
     TableEnergy,
@@ -293,6 +295,15 @@ def _batched_linear(dtype: torch.dtype, seed: int) -> Energy:
     return QuadraticEnergy(_precision(seed, 3, dtype=dtype), randn(seed + 1, 4, 3, dtype=dtype))
 
 
+def _standardized(dtype: torch.dtype, seed: int) -> Energy:
+    location, scale = randn(seed + 5, 3, dtype=dtype), randn(seed + 6, 3, dtype=dtype).exp()
+    return StandardizedEnergy(_batched_quadratic(dtype, seed), location, scale)
+
+
+def _joint(dtype: torch.dtype, seed: int) -> JointEnergy:
+    return JointEnergy(seeded(lambda: nn.Linear(2, 3), dtype, seed), (2,), 3)
+
+
 def _sum(dtype: torch.dtype, seed: int) -> Energy:
     return SumEnergy([_quadratic(dtype, seed), energy(quartic, (3,)), _batched_quadratic(dtype, seed + 2)])
 
@@ -421,6 +432,9 @@ ENERGIES = [
     EnergyCase("scaled", _scaled, ((3,),), (reals(3),)),
     EnergyCase("scaled_batch", _scaled_by_batch, ((3,),), (reals(3),), (4,)),
     EnergyCase("scaled_parameter", _scaled_by_parameter, ((3,),), (reals(3),)),
+    EnergyCase("standardized", _standardized, ((3,),), (reals(3),), (2, 4)),
+    EnergyCase("joint", _joint, ((2,), ()), (reals(2), integers(3))),
+    EnergyCase("joint_marginal", lambda dtype, seed: _joint(dtype, seed).marginal(), ((2,),), (reals(2),)),
     EnergyCase("mixture", _mixture, ((3,),), (reals(3),)),
     EnergyCase("mixture_batch", _batched_mixture, ((3,),), (reals(3),), (4,)),
     EnergyCase(

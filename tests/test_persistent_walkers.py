@@ -22,6 +22,7 @@ from pyro_ebm import (
     EnergyDistribution,
     FunctionEnergy,
     Ising,
+    NegativeLogLikelihood,
     NormalizerError,
     PersistentWalkers,
     SharedNormalizerError,
@@ -344,13 +345,50 @@ def test_an_energy_without_a_base_is_refused() -> None:
         p.log_prob(torch.zeros((), dtype=torch.float64))
 
 
+def test_walkers_are_as_many_as_asked_for() -> None:
+    for options, trackers in (({}, 112), ({"num_trackers": 40}, 48), ({"num_trackers": 4}, 4)):
+        walkers = PersistentWalkers(100, **options)  # in groups of equal size, 16 of them if there are so many
+        _, p = tilted(walkers)
+        p.log_prob(torch.zeros((), dtype=torch.float64))
+        assert walkers.num_walkers == 100
+        population = walkers.state_dict()["population"]
+        assert (len(population["value"]), population["num_drivers"]) == (100 + trackers, 100)
+
+
+def test_a_restart_has_the_error_of_one_annealing() -> None:
+    walkers = PersistentWalkers(200, num_trackers=64)
+    energy, p = tilted(walkers)
+    move(energy, 3.0, 2.0, p)
+    tracked = float(walkers.standard_error)
+    walkers.restart(p, num_trackers=8000)
+    assert float(walkers.standard_error) < tracked / 3
+    exact = float(energy.exact().detach())
+    assert abs(float(walkers.value) - exact) < 5.2 * float(
+        walkers.standard_error
+    )  # 4 sigma, by Student's t of 16 groups
+    assert walkers.num_walkers == 200
+
+
+def test_the_likelihood_reports_what_walkers_tell() -> None:
+    walkers = PersistentWalkers(2000)
+    energy, p = tilted(walkers)
+    move(energy, 1.0, 0.0, p)
+    data = torch.tensor([2.0, -2.0], dtype=torch.float64)
+    loss, report = NegativeLogLikelihood()(p, data)
+    assert {"log_partition", "log_partition_error", "energy_gap", "ess", "acceptance_rate"} < report.keys()
+    assert float(report["log_partition"]) == float(walkers.value)
+    # log p̃ is -z² up to a constant: -4 at the data, and -½ on average, with standard deviation ½ √2, over walkers.
+    assert abs(float(report["energy_gap"]) + 3.5) < 4 * 0.5 * math.sqrt(2 / (2000 * float(report["ess"])))
+    assert torch.equal(loss.detach(), report["loss"])
+
+
 def test_one_log_z_for_many_energies_is_refused() -> None:
     energy = FunctionEnergy(lambda z: z**2, event_shape=(), batch_shape=(3,))
     with pytest.raises(SharedNormalizerError, match="one for each"):
         EnergyDistribution(energy, log_normalizer=torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("options", [{"num_walkers": 2}, {"num_steps": 0}])
+@pytest.mark.parametrize("options", [{"num_walkers": 2}, {"num_steps": 0}, {"num_trackers": 2}])
 def test_options_are_checked(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="PersistentWalkers"):
         PersistentWalkers(**options)

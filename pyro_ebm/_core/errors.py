@@ -99,3 +99,7 @@ class SamplingWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """An iteration ended before its answer settled."""
+
+
+class TrainingWarning(UserWarning):
+    """A training goes on, but had to lower its learning rate."""

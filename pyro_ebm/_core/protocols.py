@@ -1,7 +1,7 @@
 """What the layers ask of one another."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Size, Tensor
 from torch.distributions import Distribution
@@ -106,4 +106,35 @@ class UnnormalizedDensity(Protocol):
 
     def unnormalized_log_prob(self, value: Tensor, /) -> Tensor:
         """Log density up to a constant, `(*sample, *batch, *event)` to `(*sample, *batch)`."""
+        ...
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """An object that a run must save to go on as if it had not been interrupted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What there is to save."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Restore what was saved."""
+        ...
+
+
+@runtime_checkable
+class HasReport(Protocol):
+    """An object that tells of itself in numbers."""
+
+    def report(self) -> dict[str, Tensor]:
+        """Detached tensors by name."""
+        ...
+
+
+@runtime_checkable
+class HasLabels(Protocol):
+    """An energy of inputs that gives their labels probabilities."""
+
+    def label_log_prob(self, x: Tensor, /) -> Tensor:
+        """`log p(y | x)` at `(*sample, *event)`, `(*sample, num_classes)`."""
         ...

@@ -8,10 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 
-def seeded_generator(device: torch.device) -> Generator:
-    """A generator seeded from torch's global one, so that `pyro.set_rng_seed` makes a run repeatable."""
+def seeded_generator(device: torch.device, source: Generator | None = None) -> Generator:
+    """A generator seeded from another, or from torch's global one, which `pyro.set_rng_seed` makes repeatable."""
     generator = Generator(device)
-    generator.manual_seed(int(torch.randint(2**62, ())))
+    where = torch.device("cpu") if source is None else source.device
+    generator.manual_seed(int(torch.randint(2**62, (), generator=source, device=where)))
     return generator
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -58,3 +60,39 @@ def _layout(graph: nx.Graph, variables: list[Any], factors: list[Any]) -> dict[A
         x, y = (sum(each) / len(ends) for each in zip(*ends, strict=True))
         places[factor] = (x, y) if len(ends) > 1 else (x + 0.3, y + 0.3)
     return places
+
+
+def plot_history(history: Mapping[str, Sequence[float]], axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """Draw what a training reported, against its steps: a panel for each name, with a running mean.
+
+    Args:
+        history: a number for each step, by name, as `Training.history` has them.
+        axes: where to draw, one for each name; by default a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if there is nothing to draw, or not an axis for each name.
+    """
+    from matplotlib import pyplot
+
+    if not history:
+        raise ValueError("plot_history: got an empty history, expected one of at least one step.")
+    if axes is None:
+        columns = min(3, len(history))
+        rows = math.ceil(len(history) / columns)
+        _, grid = pyplot.subplots(rows, columns, squeeze=False, figsize=(4 * columns, 2.5 * rows), layout="constrained")
+        axes = list(grid.flat)[: len(history)]
+        for unused in list(grid.flat)[len(history) :]:
+            unused.set_axis_off()
+    if len(axes) != len(history):
+        raise ValueError(f"plot_history: got {len(axes)} axes for {len(history)} names, expected one for each.")
+    for ax, (name, values) in zip(axes, history.items(), strict=True):
+        ax.plot(range(1, len(values) + 1), values, color="0.8", linewidth=0.6)
+        width = max(1, len(values) // 50)
+        parts = [values[i : i + width] for i in range(0, len(values) - width + 1, width)]
+        ax.plot([width * (i + 0.5) for i in range(len(parts))], [sum(part) / width for part in parts], color="C0")
+        ax.set_title(name.replace("_", " "), fontsize=9)
+        ax.set_xlabel("step", fontsize=8)
+    return axes

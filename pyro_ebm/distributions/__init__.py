@@ -2,6 +2,7 @@
 
 from pyro_ebm.distributions.energy_distribution import EnergyDistribution, Sampler
 from pyro_ebm.distributions.factor import factor
+from pyro_ebm.distributions.fitted_base import fitted_base
 from pyro_ebm.distributions.graph_distribution import GraphDistribution
 from pyro_ebm.distributions.grid_crf import GridCRF
 from pyro_ebm.distributions.linear_chain_crf import LinearChainCRF
@@ -16,6 +17,7 @@ from pyro_ebm.distributions.normalizers import (
 from pyro_ebm.distributions.probability_flow import ProbabilityFlow
 from pyro_ebm.distributions.sample_graph import sample_graph
 from pyro_ebm.distributions.structured import StructuredDistribution
+from pyro_ebm.distributions.tilted import tilted
 from pyro_ebm.distributions.tree_crf import TreeCRF
 
 __all__ = [
@@ -34,5 +36,7 @@ __all__ = [
     "StructuredDistribution",
     "TreeCRF",
     "factor",
+    "fitted_base",
     "sample_graph",
+    "tilted",
 ]

@@ -51,6 +51,24 @@ def check_unnormalized(density: Tensor, arguments: Sequence[Tensor]) -> None:
     )
 
 
+def check_one_density(site: ScoredSite | None = None) -> None:
+    """Raise if Pyro is scoring an observed site whose value another site scores too.
+
+    Args:
+        site: what Pyro is scoring; looked for by default.
+
+    Raises:
+        TwoDensitiesError: there.
+    """
+    site = scored_site() if site is None else site
+    if site is not None and site.is_observed and site.same_value is not None:
+        raise TwoDensitiesError(
+            f'at site "{site.name}": got the value of site "{site.same_value}", expected data: a second density on one '
+            "value makes a product, whose log Z is not the sum of theirs. Add the energies first, "
+            "EnergyDistribution(e1 + e2), or declare an energy factor among sites: factor(name, energy, value)."
+        )
+
+
 def check_site(batch_shape: Size, event_dim: int, *, exact: bool, has_log_normalizer: bool) -> None:
     """Raise where Pyro scores an energy's site that means something else than it says.
 
@@ -68,12 +86,7 @@ def check_site(batch_shape: Size, event_dim: int, *, exact: bool, has_log_normal
     site = scored_site()
     if site is None:
         return
-    if site.is_observed and site.same_value is not None:
-        raise TwoDensitiesError(
-            f'at site "{site.name}": got the value of site "{site.same_value}", expected data: a second density on one '
-            "value makes a product, whose log Z is not the sum of theirs. Add the energies first, "
-            "EnergyDistribution(e1 + e2), or declare an energy factor among sites: factor(name, energy, value)."
-        )
+    check_one_density(site)
     if site.in_guide and not exact:
         raise GuideEnergyError(
             f'at site "{site.name}" of a guide: got an energy without an exact log Z, expected a density that can be '

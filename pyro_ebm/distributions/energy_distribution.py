@@ -149,14 +149,14 @@ class EnergyDistribution(TorchDistribution):  # type: ignore[misc]
         return self._support
 
     @property
-    def normalizer(self) -> Tensor | Normalizer | None:
-        """What supplies log Z, if anything does."""
-        return self._log_normalizer
-
-    @property
     def is_normalized(self) -> bool:
         """Whether `log_prob` has log Z in it."""
         return self._log_normalizer is not None
+
+    @property
+    def log_normalizer(self) -> Tensor | Normalizer | None:
+        """What supplies log Z, as it was given."""
+        return self._log_normalizer
 
     def unnormalized_log_prob(self, value: Tensor) -> Tensor:
         """`base.log_prob(x) - E(x)` at `(*sample, *batch, *event)`, `(*sample, *batch)`.

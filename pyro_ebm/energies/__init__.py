@@ -21,12 +21,14 @@ from pyro_ebm.energies.interactions import (
     PottsEnergy,
     SumToZeroEnergy,
 )
+from pyro_ebm.energies.joint import JointEnergy
 from pyro_ebm.energies.minimize import Descent, minimize
 from pyro_ebm.energies.mixture import MixtureEnergy, mixture
 from pyro_ebm.energies.neural import NeuralEnergy
 from pyro_ebm.energies.neural_time_conditional import NeuralTimeConditional
 from pyro_ebm.energies.noise_levels import log_uniform, noise_levels
 from pyro_ebm.energies.quadratic import QuadraticEnergy
+from pyro_ebm.energies.standardized import StandardizedEnergy
 from pyro_ebm.energies.tabular import TableEnergy
 from pyro_ebm.energies.time_conditional import (
     FunctionTimeConditional,
@@ -39,9 +41,9 @@ from pyro_ebm.energies.time_mixture import MixtureTimeConditional, time_mixture
 
 __all__ = [
     "AnchorEnergy",
-    "DifferenceEnergy",
     "BilinearEnergy",
     "Descent",
+    "DifferenceEnergy",
     "DistributionEnergy",
     "DoubleWell",
     "Energy",
@@ -51,6 +53,7 @@ __all__ = [
     "Funnel",
     "GaussianMixture",
     "IsingEnergy",
+    "JointEnergy",
     "MixtureEnergy",
     "MixtureTimeConditional",
     "NeuralEnergy",
@@ -62,6 +65,7 @@ __all__ = [
     "Rosenbrock",
     "ScaledEnergy",
     "ScaledTimeConditional",
+    "StandardizedEnergy",
     "SumEnergy",
     "SumTimeConditional",
     "SumToZeroEnergy",

@@ -7,6 +7,7 @@ from pyro_ebm.infer.chees import ChEES
 from pyro_ebm.infer.discrete_langevin import DiscreteLangevin
 from pyro_ebm.infer.elliptical_slice import EllipticalSlice
 from pyro_ebm.infer.exchange import Exchange
+from pyro_ebm.infer.fit import Fit, fit
 from pyro_ebm.infer.fit_prior import fit_prior
 from pyro_ebm.infer.gibbs import Gibbs
 from pyro_ebm.infer.gibbs_with_gradients import GibbsWithGradients
@@ -32,6 +33,7 @@ __all__ = [
     "DiscreteLangevin",
     "EllipticalSlice",
     "Exchange",
+    "Fit",
     "Gibbs",
     "GibbsWithGradients",
     "HMC",
@@ -47,6 +49,7 @@ __all__ = [
     "SwendsenWang",
     "UnderdampedLangevin",
     "anneal",
+    "fit",
     "fit_prior",
     "init_to_pathfinder",
     "sample_annealed",

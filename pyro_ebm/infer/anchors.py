@@ -44,11 +44,12 @@ class _CheckWalkers(Messenger):  # type: ignore[misc]
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         energy = energy_distribution_of(msg["fn"])
-        if energy is None or not isinstance(energy.normalizer, Walkers) or not energy.normalizer.is_frozen:
+        walkers = None if energy is None else energy.log_normalizer
+        if energy is None or not isinstance(walkers, Walkers) or not walkers.is_frozen:
             return
         self.found[msg["name"]] = None
         try:
-            energy.normalizer.check(energy.root)
+            walkers.check(energy.root)
         except AnchorError as error:
             self.found[msg["name"]] = error
 

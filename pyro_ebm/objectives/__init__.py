@@ -18,9 +18,11 @@ from pyro_ebm.objectives.ranking_noise_contrastive import RankingNoiseContrastiv
 from pyro_ebm.objectives.ratio_matching import RatioMatching
 from pyro_ebm.objectives.recovery_likelihood import RecoveryLikelihood
 from pyro_ebm.objectives.score_matching import ScoreMatching
+from pyro_ebm.objectives.semi_supervised import SemiSupervised
 from pyro_ebm.objectives.sliced_score_matching import SlicedScoreMatching
 from pyro_ebm.objectives.square_square import SquareSquare
 from pyro_ebm.objectives.structured_hinge import StructuredHinge
+from pyro_ebm.objectives.training import Training
 
 __all__ = [
     "AdaptiveNoiseContrastive",
@@ -41,7 +43,9 @@ __all__ = [
     "RatioMatching",
     "RecoveryLikelihood",
     "ScoreMatching",
+    "SemiSupervised",
     "SlicedScoreMatching",
     "SquareSquare",
     "StructuredHinge",
+    "Training",
 ]

@@ -67,7 +67,8 @@ class ConditionalWalkers:
                 "expected at least 1 datum, 4 walkers and 1 step."
             )
         self.num_data, self.num_steps = num_data, num_steps
-        self._count, self._num_groups = counts(2 * num_walkers, num_groups)
+        trackers, groups = counts(num_walkers, num_groups)
+        self._counted = num_walkers, trackers, groups
         self._generator = generator
         self._population: Population | None = None
         self._seen = torch.zeros(num_data, dtype=torch.bool)
@@ -92,7 +93,7 @@ class ConditionalWalkers:
             self._generator = seeded_generator(like_of(distribution.energy).device)
         new = ~self._seen[rows]
         if bool(new.any()):
-            fresh = started(distribution, self._count, self._num_groups, self._generator)
+            fresh = started(distribution, *self._counted, self._generator)
             if self._population is None:
                 self._population = _room(fresh, self.num_data)
             self._population.put(rows[new], fresh.at(new.nonzero().flatten()))
@@ -108,7 +109,7 @@ class ConditionalWalkers:
         if self._generator is None:
             raise RuntimeError("ConditionalWalkers: got no walkers yet, expected them to be started.")
         rows = which.nonzero().flatten()
-        old.put(rows, started(distribution, self._count, self._num_groups, self._generator).at(rows))
+        old.put(rows, started(distribution, *self._counted, self._generator).at(rows))
         return old
 
     def _required(self) -> Population:
@@ -135,7 +136,7 @@ class ConditionalWalkers:
         """All that a run needs to go on."""
         population = None if self._population is None else self._population.at(torch.arange(self.num_data))  # a copy
         return {
-            "population": None if population is None else population._asdict(),
+            "population": None if population is None else {**population._asdict(), "tuning": None},
             "tuning": None if population is None else population.tuning._asdict(),
             "seen": self._seen.clone(),
             "generator": None if self._generator is None else self._generator.get_state(),
@@ -217,4 +218,4 @@ def _room(like: Population, num_data: int) -> Population:
         each.new_zeros(len(each), num_data, *each.shape[2:]) for each in per_walker
     )
     tuning = Tuning(*(each.new_zeros(num_data, *each.shape[1:]) for each in like.tuning))
-    return Population(value, log_density, log_weight, log_partition, tuning)
+    return Population(value, log_density, log_weight, log_partition, tuning, like.num_drivers)

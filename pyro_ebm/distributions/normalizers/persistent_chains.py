@@ -41,7 +41,9 @@ class PersistentChains(Walkers):
     def __init__(
         self, num_chains: int = 1000, *, num_steps: int | None = None, generator: Generator | None = None
     ) -> None:
-        super().__init__(num_chains, num_steps=num_steps, num_groups=2, generator=generator)
+        super().__init__(
+            num_chains - num_chains // 2, num_chains // 2, num_steps=num_steps, num_groups=2, generator=generator
+        )
 
     def log_normalizer(self, distribution: EnergyDensity, /) -> Tensor:
         """See `Normalizer`.

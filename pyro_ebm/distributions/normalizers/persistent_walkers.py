@@ -29,9 +29,10 @@ class PersistentWalkers(Walkers):
     under `torch.no_grad`, and never inside MCMC, which needs `freeze()` where it samples parameters of the energy.
 
     Args:
-        num_walkers: how many drive the gradient; as many more track log Z.
+        num_walkers: how many drive the gradient.
         num_steps: of each refresh; by default 2 of Langevin dynamics, 1 of Gibbs, one for each element of Gibbs with
             gradients.
+        num_trackers: how many more track log Z; by default as many. They are rounded up to fill their groups.
         num_groups: of trackers, whose spread gives the standard error.
         generator: of all random numbers; by default one of its own, seeded from torch's.
 
@@ -50,13 +51,15 @@ class PersistentWalkers(Walkers):
 
     def __init__(
         self,
-        num_walkers: int = 1000,
+        num_walkers: int = 2000,
         *,
         num_steps: int | None = None,
+        num_trackers: int | None = None,
         num_groups: int = 16,
         generator: Generator | None = None,
     ) -> None:
-        super().__init__(2 * num_walkers, num_steps=num_steps, num_groups=num_groups, generator=generator)
+        trackers = num_walkers if num_trackers is None else num_trackers
+        super().__init__(num_walkers, trackers, num_steps=num_steps, num_groups=num_groups, generator=generator)
 
     def _settled(self, population: Population) -> Population:
         return population
@@ -89,8 +92,14 @@ class PersistentWalkers(Walkers):
         return relative_ess(population.log_weight[: population.num_drivers])
 
     def report(self) -> dict[str, Tensor]:
-        """What there is to know of the walkers, each `(*batch,)` or `()`."""
+        """What there is to know of the walkers, each `(*batch,)` or `()`.
+
+        `log_density` is the mean of the unnormalised log density over the walkers that drive the gradient.
+        """
+        population, _ = self._required()
+        weights, drivers = population.driver_log_weights().exp(), population.log_density[: population.num_drivers]
         return {
+            "log_density": (weights * drivers).sum(0),
             "log_normalizer": self.value,
             "log_normalizer_error": self.standard_error,
             "ess": self.ess,

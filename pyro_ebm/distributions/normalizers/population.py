@@ -40,6 +40,7 @@ class Population(NamedTuple):
         log_weight: `(walkers, *batch)`, in double precision.
         log_partition: log Z of each group of trackers when it was last resampled, `(groups, *batch)`, in double.
         tuning: of their moves.
+        num_drivers: how many of them drive the gradient; the others track log Z.
     """
 
     value: Tensor
@@ -47,16 +48,12 @@ class Population(NamedTuple):
     log_weight: Tensor
     log_partition: Tensor
     tuning: Tuning
+    num_drivers: int
 
     @property
     def num_trackers(self) -> int:
-        """How many walkers track log Z: the other half."""
+        """How many walkers track log Z."""
         return len(self.value) - self.num_drivers
-
-    @property
-    def num_drivers(self) -> int:
-        """How many walkers drive the gradient: half of them."""
-        return len(self.value) - len(self.value) // 2
 
     def group_log_partitions(self) -> Tensor:
         """Log Z by each group of trackers, `(groups, *batch)`, in double."""
@@ -101,6 +98,7 @@ class Population(NamedTuple):
             self.log_weight[:, index],
             self.log_partition[:, index],
             Tuning(*(each[index] for each in self.tuning)),
+            self.num_drivers,
         )
 
     def put(self, index: Tensor, new: Population) -> None:
@@ -147,10 +145,10 @@ class Population(NamedTuple):
         return self._replace(value=take(self.value), log_density=take(self.log_density), log_weight=log_weight)
 
 
-def counts(num_walkers: int, num_groups: int) -> tuple[int, int]:
-    """Numbers of walkers in all and of groups of trackers, so that drivers and trackers are as many each."""
-    groups = max(2, min(num_groups, num_walkers // 2))
-    return 2 * math.ceil(num_walkers / groups) * groups, groups
+def counts(num_trackers: int, num_groups: int) -> tuple[int, int]:
+    """Numbers of trackers and of their groups, which are of equal size."""
+    groups = max(2, min(num_groups, num_trackers))
+    return math.ceil(num_trackers / groups) * groups, groups
 
 
 def relative_ess(log_weight: Tensor) -> Tensor:

@@ -59,12 +59,15 @@ def reference_of(density: EnergyDensity) -> Distribution:
     return Independent(states, len(density.event_shape)) if density.event_shape else states
 
 
-def started(density: EnergyDensity, num_walkers: int, num_groups: int, generator: Generator) -> Population:
+def started(
+    density: EnergyDensity, num_drivers: int, num_trackers: int, num_groups: int, generator: Generator
+) -> Population:
     """Walkers in equilibrium with a density, with weights that tell its log Z.
 
     Args:
         density: the density.
-        num_walkers: in all, as `counts` gives it.
+        num_drivers: the walkers that drive the gradient.
+        num_trackers: those that track log Z, as `counts` gives them.
         num_groups: of trackers.
         generator: of all random numbers.
 
@@ -75,9 +78,11 @@ def started(density: EnergyDensity, num_walkers: int, num_groups: int, generator
     with torch.no_grad():
         reference = reference_of(density)
         with seeded(generator, generator.device):
-            value = reference.sample(Size([num_walkers]))
+            value = reference.sample(Size([num_drivers + num_trackers]))
         if value.is_floating_point():
             value = value.to(torch.promote_types(value.dtype, density.unnormalized_log_prob(value).dtype))
+        elif density.base is not None:  # numbers of states, of a categorical base: moves need gradients in them
+            value = value.to(like_of(density.energy).dtype)
         path, transition = _annealing(density, reference, value, generator)
         at_value = path(value)
         beta, one = value.new_zeros((), dtype=torch.double), value.new_ones((), dtype=torch.double)
@@ -89,7 +94,7 @@ def started(density: EnergyDensity, num_walkers: int, num_groups: int, generator
             )
         weights = torch.zeros_like(gain)
         zeros = weights.new_zeros(num_groups, *density.batch_shape)
-        population = Population(value, at_value(beta), weights, zeros, transition.tuning)
+        population = Population(value, at_value(beta), weights, zeros, transition.tuning, num_drivers)
         if bool((gain == gain[:1]).all()):  # a constant: the walkers are in equilibrium
             population, beta = population._replace(log_weight=gain), one
         while beta < 1:

@@ -30,21 +30,29 @@ class Walkers(ABC):
     reported.
 
     Args:
-        num_walkers: in all, at least; half of them track log Z.
+        num_drivers: walkers that drive the gradient.
+        num_trackers: walkers that track log Z; they are rounded up to fill their groups.
         num_steps: of each refresh; by default what is usual for the move.
-        num_groups: of those that track log Z.
+        num_groups: of trackers.
         generator: of all random numbers; by default one of its own, seeded from torch's.
     """
 
     def __init__(
-        self, num_walkers: int, *, num_steps: int | None, num_groups: int, generator: Generator | None
+        self,
+        num_drivers: int,
+        num_trackers: int,
+        *,
+        num_steps: int | None,
+        num_groups: int,
+        generator: Generator | None,
     ) -> None:
-        if num_walkers < 8 or (num_steps is not None and num_steps < 1):
+        if min(num_drivers, num_trackers) < 4 or (num_steps is not None and num_steps < 1):
             raise ValueError(
-                f"{type(self).__name__}: got {num_walkers} walkers in all and num_steps={num_steps}, expected at least "
-                "8 walkers and 1 step."
+                f"{type(self).__name__}: got {num_drivers} walkers that drive the gradient, {num_trackers} that track "
+                f"log Z, and num_steps={num_steps}, expected at least 4 of each, and 1 step."
             )
-        self._count, self._num_groups = counts(num_walkers, num_groups)
+        self._num_drivers = num_drivers
+        self._num_trackers, self._num_groups = counts(num_trackers, num_groups)
         self.num_steps = num_steps
         self._generator = generator
         self._population: Population | None = None
@@ -117,11 +125,14 @@ class Walkers(ABC):
 
     def _ready(self, distribution: EnergyDensity) -> Population:
         """The walkers, started if this is the first call."""
-        if self._population is None:
-            if self._generator is None:
-                self._generator = seeded_generator(like_of(distribution.energy).device)
-            self._population = started(distribution, self._count, self._num_groups, self._generator)
-            self._fingerprint = kept(fingerprint(distribution))
+        return self._start(distribution) if self._population is None else self._population
+
+    def _start(self, distribution: EnergyDensity) -> Population:
+        if self._generator is None:
+            self._generator = seeded_generator(like_of(distribution.energy).device)
+        counted = self._num_drivers, self._num_trackers, self._num_groups
+        self._population = started(distribution, *counted, self._generator)
+        self._fingerprint = kept(fingerprint(distribution))
         return self._population
 
     def _follow(
@@ -141,6 +152,16 @@ class Walkers(ABC):
 
     # What a user asks
 
+    @property
+    def is_started(self) -> bool:
+        """Whether there are walkers: since the first call."""
+        return self._population is not None
+
+    @property
+    def num_walkers(self) -> int:
+        """How many drive the gradient."""
+        return self._num_drivers
+
     def refresh(self, distribution: EnergyDensity, num_steps: int) -> None:
         """Follow the density to its present parameters, and move the walkers there for long, with equal weights."""
         with torch.no_grad():
@@ -151,10 +172,22 @@ class Walkers(ABC):
             self._population = population = population.resampled(generator, below=1.0)
             self._follow(distribution, population.value, population.log_density, move_for(distribution), num_steps)
 
-    def restart(self, distribution: EnergyDensity) -> None:
-        """Start anew: anneal walkers from the base to the present parameters, which need not be near the old ones."""
-        self._population = None
-        self._ready(distribution)
+    def restart(self, distribution: EnergyDensity, *, num_trackers: int | None = None) -> None:
+        """Start anew, by annealing from the base to the density as it is, which need not be near to what it was.
+
+        What trackers tell of log Z after a long training has the noise of all of its way; this has that of one
+        annealing, and takes no longer than some hundreds of steps.
+
+        Args:
+            distribution: the density.
+            num_trackers: how many are to track log Z from now on; by default as many as did.
+
+        Raises:
+            InitializationError: if annealing does not reach the density; the walkers are then what they were.
+        """
+        if num_trackers is not None:
+            self._num_trackers, self._num_groups = counts(num_trackers, self._num_groups)
+        self._start(distribution)
 
     def freeze(self) -> None:
         """Hold the walkers where they are: log Z becomes a fixed function of the parameters, fit for MCMC over them.
@@ -203,8 +236,10 @@ class Walkers(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on: walkers, weights, log Z and the state of the generator."""
+        walkers = {} if self._population is None else self._population._asdict()
+        walkers.pop("tuning", None)
         return {
-            "population": None if self._population is None else self._population._asdict(),
+            "population": walkers or None,
             "tuning": None if self._population is None else self._population.tuning._asdict(),
             "fingerprint": tuple(self._fingerprint),
             "generator": None if self._generator is None else self._generator.get_state(),
@@ -227,7 +262,7 @@ class Walkers(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Generators are not pickled; their states are."""
-        kept = {"_count", "_num_groups", "num_steps"}
+        kept = {"_num_drivers", "_num_trackers", "_num_groups", "num_steps"}
         return {**{name: vars(self)[name] for name in kept}, "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

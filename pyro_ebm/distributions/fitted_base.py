@@ -1,0 +1,83 @@
+"""The base that data suggest: what an energy tilts."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
+
+from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
+from pyro_ebm._core.supports import is_everywhere, same_support, state_range, strip_independent
+
+# A covariance needs so many data for each dim; with fewer, only variances are fitted.
+_DATA_PER_DIM = 10
+# Of the mean variance: added to every variance, so that elements that do not vary leave the base proper.
+_RIDGE = 1e-3
+
+
+def fitted_base(data: Tensor, support: Constraint = constraints.real) -> Distribution | None:
+    """A normalised distribution near to data, with their event shape: the base of an energy that is to be learned.
+
+    Over real numbers it is a Gaussian with the data's mean and covariance (variances alone, with fewer than 10 data for
+    each dim), a thousandth of the mean variance added to each. Over booleans and numbers of states it is independent
+    elements with the data's frequencies, one count added to each.
+
+    Args:
+        data: `(N, *event)`.
+        support: where events live.
+
+    Returns:
+        The base; `None`, which stands for the flat one, over other finite supports, such as spins.
+
+    Raises:
+        EnergySupportError: for a support on which there is none: a half-line, say.
+        EnergyShapeError: if there is no event.
+
+    >>> fitted_base(torch.randn(100, 2)).event_shape
+    torch.Size([2])
+    """
+    if data.dim() == 0 or len(data) == 0:
+        raise EnergyShapeError(f"fitted_base: got data of shape {tuple(data.shape)}, expected (N, *event).")
+    if is_everywhere(support):
+        return _gaussian(data)
+    found = state_range(support)
+    if found is None:
+        raise EnergySupportError(
+            f"fitted_base: got {support}, expected real numbers or a finite support. Give a base on it: "
+            "EnergyDistribution(energy, base)."
+        )
+    low, step, states = found
+    if (low, step) != (0, 1):
+        return None
+    dtype = data.dtype if data.is_floating_point() else torch.get_default_dtype()
+    values = torch.arange(states, device=data.device)
+    counts = (data.unsqueeze(-1) == values).to(dtype).sum(0) + 1
+    frequencies = counts / counts.sum(-1, keepdim=True)
+    event_dim = data.dim() - 1
+    if same_support(strip_independent(support), constraints.boolean):
+        binary: Distribution = dist.Bernoulli(frequencies[..., 1]).to_event(event_dim)
+        return binary
+    several: Distribution = dist.Categorical(frequencies).to_event(event_dim)
+    return several
+
+
+def _gaussian(data: Tensor) -> Distribution:
+    events = data.reshape(len(data), -1)
+    mean = events.mean(0)
+    deviation = events - mean
+    variance = deviation.square().mean(0)
+    ridge = _RIDGE * variance.mean()
+    if not bool(ridge > 0):
+        raise ValueError(f"fitted_base: got {len(data)} data that are all alike, expected some spread.")
+    event_dim = data.dim() - 1
+    if event_dim == 1 and len(events) >= _DATA_PER_DIM * events.shape[-1]:
+        covariance = deviation.mT @ deviation / len(events) + ridge * torch.eye(len(mean)).to(deviation)
+        full: Distribution = dist.MultivariateNormal(mean, covariance)
+        return full
+    scale = (variance + ridge).sqrt()
+    diagonal: Distribution = dist.Normal(mean.reshape(data.shape[1:]), scale.reshape(data.shape[1:])).to_event(
+        event_dim
+    )
+    return diagonal
