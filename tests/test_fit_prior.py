@@ -50,7 +50,7 @@ def standard_normal(dim: int = 1) -> dist.Independent:
 
 def test_two_modes_are_found() -> None:
     target = modes()
-    prior = fit_prior(target.sample((10_000,)).unsqueeze(-1), standard_normal(), network(), num_steps=400)
+    prior = fit_prior(target.sample((10_000,)).unsqueeze(-1), standard_normal(), network(), num_steps=800)
     grid = torch.linspace(-8, 8, 4001).unsqueeze(-1)
     width = 16 / 4000
     log_q = prior.log_prob(grid)
