@@ -17,7 +17,7 @@ import torch
 from learning_row import Row, lines, run_row
 from report import machine, table, write_section
 
-GROUPS: tuple[str, ...] = ("anomaly", "diffusion", "fit", "hybrid", "ising", "joint")
+GROUPS = ("fit", "modes", "rbm", "ising", "log_z", "hybrid", "gaussian", "joint", "anomaly", "diffusion")
 
 
 def main() -> None:

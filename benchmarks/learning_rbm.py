@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from learning_row import Figures, Goal, Row
 from report import machine, table, write_section
 from torch import Generator, Tensor
 
@@ -91,6 +92,23 @@ def train(
         optimizer.step()
         rbm.update_offsets(data, offset_rate)
     return rbm
+
+
+def run(seed: int) -> Figures:
+    """Maximum likelihood by walkers."""
+    data = bars_and_stripes()
+    start = time.process_time()
+    rbm = train(data, "walkers", seed=seed)
+    seconds = time.process_time() - start
+    return {
+        "log-likelihood of 32": exact_log_likelihood(rbm, data),
+        "log-likelihood of 30": exact_log_likelihood(rbm, data.unique(dim=0)),
+        "s": seconds,
+    }
+
+
+GOALS = {"log-likelihood of 32": Goal(low=-109.0), "s": Goal(high=30.0)}
+ROWS = (Row("bars and stripes", run, GOALS),)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pyro_ebm.distributions.normalizers.draws import drawn
 from pyro_ebm.distributions.normalizers.fingerprint import close
 from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
 from pyro_ebm.distributions.normalizers.population import Population, counts
-from pyro_ebm.distributions.normalizers.refresh import is_step_too_large, refreshed
+from pyro_ebm.distributions.normalizers.refresh import evaluated, is_step_too_large, moved_on, reweighted
 from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.surrogate import check_certain, check_fresh, surrogate
 from pyro_ebm.mcmc.moves import EnergyDensity, Tuning, move_for
@@ -180,23 +180,19 @@ class WalkersOfData:
         if in_mcmc or not torch.is_grad_enabled():
             return self._as_it_is(distribution, population, in_mcmc=in_mcmc)
         move = move_for(distribution)
-        value = population.value.detach().requires_grad_(move.needs_gradient)
-        log_density = distribution.unnormalized_log_prob(value)
-        drivers = log_density[: population.num_drivers]
-        if not close(log_density, population.log_density):
-            too_large = is_step_too_large(population, log_density.detach())
+        at = evaluated(distribution, population, move, population.num_drivers)
+        if not close(at.log_density, population.log_density):
+            too_large = is_step_too_large(population, at.log_density)
             if bool(too_large.any()):
                 population = self._walkers.restarted(distribution, population, too_large)
-                value = population.value.detach().requires_grad_(move.needs_gradient)
-                log_density = distribution.unnormalized_log_prob(value)
+                at = evaluated(distribution, population, move, population.num_drivers)
             steps = self._walkers.num_steps or move.usual_steps
-            population, _ = refreshed(
-                distribution, population, value, log_density, move, generator, num_steps=steps, when="walkers of data"
+            population = reweighted(population, at.log_density, "walkers of data")
+            moved, _ = moved_on(
+                distribution, population, move, generator, num_steps=steps, start=at.start, when="walkers of data"
             )
-            self._walkers.left(self._rows, population)
-            drivers = distribution.unnormalized_log_prob(population.value[: population.num_drivers])
-        anchor = population.log_density[: population.num_drivers]
-        return surrogate(population.log_normalizer(), population.driver_log_weights(), drivers, anchor)
+            self._walkers.left(self._rows, moved)
+        return surrogate(population.log_normalizer(), population.driver_log_weights(), at.drivers, at.drivers)
 
     def _as_it_is(self, distribution: EnergyDensity, population: Population, *, in_mcmc: bool) -> Tensor:
         log_density, log_weights = distribution.unnormalized_log_prob(population.value), population.all_log_weights()

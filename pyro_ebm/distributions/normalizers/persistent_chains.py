@@ -63,6 +63,10 @@ class PersistentChains(Walkers):
     def _settled(self, population: Population) -> Population:
         return population.forgetful()
 
+    @property
+    def _num_driving(self) -> int:
+        return self._num_drivers + self._num_trackers
+
     def _driving(self, population: Population) -> Tensor:
         return population.all_log_weights()
 

@@ -64,6 +64,10 @@ class PersistentWalkers(Walkers):
     def _settled(self, population: Population) -> Population:
         return population
 
+    @property
+    def _num_driving(self) -> int:
+        return self._num_drivers
+
     def _driving(self, population: Population) -> Tensor:
         return population.driver_log_weights()
 

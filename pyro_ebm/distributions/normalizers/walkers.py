@@ -16,10 +16,10 @@ from pyro_ebm.distributions.normalizers.draws import drawn
 from pyro_ebm.distributions.normalizers.fingerprint import Fingerprint, fingerprint, kept, same
 from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
 from pyro_ebm.distributions.normalizers.population import Population, counts
-from pyro_ebm.distributions.normalizers.refresh import refreshed
+from pyro_ebm.distributions.normalizers.refresh import evaluated, moved_on, reweighted
 from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
-from pyro_ebm.mcmc.moves import EnergyDensity, Move, Tuning, move_for
+from pyro_ebm.mcmc.moves import EnergyDensity, Move, Start, Tuning, move_for
 
 
 class Walkers(ABC):
@@ -65,11 +65,16 @@ class Walkers(ABC):
 
     @abstractmethod
     def _settled(self, population: Population) -> Population:
-        """The population after a refresh: with what weights it goes on."""
+        """The population, with the weights that it is to have."""
+
+    @property
+    @abstractmethod
+    def _num_driving(self) -> int:
+        """How many walkers, the first ones, drive the gradient."""
 
     @abstractmethod
     def _driving(self, population: Population) -> Tensor:
-        """Log weights of those that drive the gradient, the first walkers, summing to one, `(drivers, *batch)`."""
+        """Their log weights, summing to one, `(drivers, *batch)`."""
 
     @abstractmethod
     def _check_report(self, population: Population, log_density: Tensor) -> None:
@@ -100,16 +105,14 @@ class Walkers(ABC):
         population = self._ready(distribution)
         if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
             return self._off_anchor(distribution, population, in_mcmc=in_mcmc)
+        # The gradient is taken where the walkers are when they have their weights, and then they are moved: of what
+        # learning does to an energy at its walkers, less is met again by them as work.
         move = move_for(distribution)
-        value = population.value.detach().requires_grad_(move.needs_gradient)
-        log_density = distribution.unnormalized_log_prob(value)
-        if not same(fingerprint(distribution), self._fingerprint, log_density, population.log_density):
+        at = evaluated(distribution, population, move, self._num_driving)
+        if not same(fingerprint(distribution), self._fingerprint, at.log_density, population.log_density):
             steps = self.num_steps or move.usual_steps
-            population = self._follow(distribution, value, log_density, move, steps)
-            log_density = distribution.unnormalized_log_prob(population.value[: len(self._driving(population))])
-        log_weights = self._driving(population)
-        drivers, anchor = log_density[: len(log_weights)], population.log_density[: len(log_weights)]
-        return surrogate(population.log_normalizer(), log_weights, drivers, anchor)
+            population = self._follow(distribution, at.log_density, move, steps, at.start)
+        return surrogate(population.log_normalizer(), self._driving(population), at.drivers, at.drivers)
 
     def _off_anchor(self, distribution: EnergyDensity, population: Population, *, in_mcmc: bool) -> Tensor:
         """Log Z by all walkers where they are, which are not moved."""
@@ -136,19 +139,23 @@ class Walkers(ABC):
         return self._population
 
     def _follow(
-        self, distribution: EnergyDensity, value: Tensor, log_density: Tensor, move: Move, num_steps: int
+        self, distribution: EnergyDensity, log_density: Tensor, move: Move, num_steps: int, start: Start | None
     ) -> Population:
-        """Take the walkers to the present parameters, for which the density is known where they are."""
+        """Take the walkers to the present parameters, for which the density is known where they are.
+
+        Returns:
+            The population where it was, with its new weights.
+        """
         old, generator = self._required()
         when = f"{type(self).__name__}, after {self.num_refreshes} refreshes"
-        followed, moved = refreshed(
-            distribution, old, value, log_density, move, generator, num_steps=num_steps, when=when
+        population = self._settled(reweighted(old, log_density, when))
+        self._population, moved = moved_on(
+            distribution, population, move, generator, num_steps=num_steps, start=start, when=when
         )
-        self._population = self._settled(followed)
         self._fingerprint = kept(fingerprint(distribution))
         self.num_refreshes += 1
         self.acceptance_rate = float(moved.acceptance_rate.mean())
-        return self._population
+        return population
 
     # What a user asks
 
@@ -165,12 +172,11 @@ class Walkers(ABC):
     def refresh(self, distribution: EnergyDensity, num_steps: int) -> None:
         """Follow the density to its present parameters, and move the walkers there for long, with equal weights."""
         with torch.no_grad():
-            self._ready(distribution)
+            population, move = self._ready(distribution), move_for(distribution)
+            self._follow(distribution, distribution.unnormalized_log_prob(population.value), move, 1, None)
             population, generator = self._required()
-            log_density = distribution.unnormalized_log_prob(population.value)
-            population = self._follow(distribution, population.value, log_density, move_for(distribution), 1)
-            self._population = population = population.resampled(generator, below=1.0)
-            self._follow(distribution, population.value, population.log_density, move_for(distribution), num_steps)
+            self._population = population.resampled(generator, below=1.0)
+            self._follow(distribution, self._population.log_density, move, num_steps, None)
 
     def restart(self, distribution: EnergyDensity, *, num_trackers: int | None = None) -> None:
         """Start anew, by annealing from the base to the density as it is, which need not be near to what it was.
