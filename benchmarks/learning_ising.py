@@ -65,9 +65,9 @@ def by_svi(seed: int, *, steps: int = 600) -> Figures:
     x = observations(seed)
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
-    walkers = PersistentWalkers(250)
+    walkers = PersistentWalkers(500)
     start = init_to_value(values={"coupling": torch.tensor(0.2)})
-    guide = AutoNormal(model, init_loc_fn=start, init_scale=0.05)
+    guide = AutoNormal(model, init_loc_fn=start, init_scale=0.02)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     found = []
     for step in range(steps):

@@ -22,6 +22,7 @@ from pyro_ebm import (
     NoiseContrastive,
     PersistentWalkers,
     QuadraticEnergy,
+    Renewal,
     ScoreMatching,
     StandardizedEnergy,
     StepTooLargeError,
@@ -182,12 +183,16 @@ def test_what_an_objective_learns_is_trained() -> None:
 
 def test_the_loop_by_hand_is_the_same() -> None:
     data, net = two_modes(500), network()
-    by_fit = fit(copy.deepcopy(net), data, num_steps=12, num_walkers=64, progress_bar=False, generator=seeded(5))
+    by_fit = fit(copy.deepcopy(net), data, num_steps=60, num_walkers=64, progress_bar=False, generator=seeded(5))
     walkers = PersistentWalkers(64, num_steps=1, num_trackers=8)
     distribution = tilted(net, data, log_normalizer=walkers)
-    training = Training(distribution, NegativeLogLikelihood(), data, num_steps=12, generator=seeded(5))
+    training = Training(
+        distribution, NegativeLogLikelihood(), data, num_steps=60, learning_rate=1e-2, generator=seeded(5)
+    )
+    renewal = Renewal()
     for _ in range(training.num_steps):
         training.step()
+        renewal(training)
     assert same(training, by_fit.training) is False  # whose parameters are the averages by now
     assert training.history["loss"] == by_fit.history["loss"]
     training.use_average()

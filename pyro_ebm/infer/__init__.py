@@ -21,6 +21,7 @@ from pyro_ebm.infer.noise_to_data import sample_annealed, sample_recovery
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.pathfinder import init_to_pathfinder
 from pyro_ebm.infer.random_walk import RandomWalk
+from pyro_ebm.infer.renewal import Renewal
 from pyro_ebm.infer.sgld import SGLD
 from pyro_ebm.infer.swendsen_wang import SwendsenWang
 from pyro_ebm.infer.underdamped import UnderdampedLangevin
@@ -45,6 +46,7 @@ __all__ = [
     "MonteCarloEM",
     "NUTS",
     "RandomWalk",
+    "Renewal",
     "SGLD",
     "SwendsenWang",
     "UnderdampedLangevin",

@@ -22,6 +22,7 @@ from pyro_ebm.diagnostics.plots import plot_history
 from pyro_ebm.distributions import EnergyDistribution, PersistentWalkers
 from pyro_ebm.distributions.tilted import tilted
 from pyro_ebm.energies import Energy
+from pyro_ebm.infer.renewal import Renewal
 from pyro_ebm.objectives import NegativeLogLikelihood, Training
 from pyro_ebm.objectives.batches import Data, batches_of
 from pyro_ebm.objectives.training import Callback, Loss
@@ -30,6 +31,8 @@ from pyro_ebm.objectives.training import Callback, Loss
 _FITTED_TO = 10_000
 # The gradient's noise is what limits learning: most walkers drive it.
 _DRIVERS_TO_TRACKER = 8
+# What the likelihood by walkers is trained with.
+_LIKELIHOOD: TrainingOptions = {"num_steps": 2000, "learning_rate": 1e-2}
 # Where annealing fails, walkers follow the parameters to their averages in so many parts, and move on for so long.
 _APPROACH, _SETTLE = 10, 50
 
@@ -86,7 +89,7 @@ def fit(
     *,
     objective: Loss | None = None,
     support: Constraint = constraints.real,
-    num_walkers: int = 4000,
+    num_walkers: int = 2000,
     callbacks: Sequence[Callback] = (),
     save_to: str | os.PathLike[str] | None = None,
     save_every: int = 1000,
@@ -101,13 +104,15 @@ def fit(
     at zero. It is then trained by a `Training`, and log Z found anew at the averaged parameters. All of it is public,
     so that this does the same:
 
-        walkers = PersistentWalkers(4000, num_steps=1, num_trackers=500)
+        walkers = PersistentWalkers(2000, num_steps=1, num_trackers=250)
         distribution = tilted(network, data, log_normalizer=walkers)
-        training = Training(distribution, NegativeLogLikelihood(), data)
+        training = Training(distribution, NegativeLogLikelihood(), data, num_steps=2000, learning_rate=1e-2)
+        renewal = Renewal()
         for _ in range(training.num_steps):
             training.step()
+            renewal(training)
         training.use_average()
-        walkers.restart(distribution, num_trackers=4000)
+        walkers.restart(distribution, num_trackers=2000)
 
     Args:
         model: a network `(N, *event)` to `(N,)` or `(N, 1)`; or an energy or a distribution, which is trained as it is
@@ -124,7 +129,8 @@ def fit(
         resume: whether to go on from the state in `save_to`, if there is one: bit for bit as if uninterrupted.
         progress_bar: whether to show one.
         generator: seeds all that is random; torch's global one by default.
-        options: of `Training`: `num_steps`, `batch_size`, `learning_rate`, and so on.
+        options: of `Training`: `num_steps`, `batch_size`, `learning_rate`, and so on. For the likelihood there are
+            2,000 steps by default, and a learning rate of 0.01, which a large network may need smaller.
 
     Returns:
         The distribution, with its history.
@@ -149,16 +155,12 @@ def fit(
             "with energy(fn, event_shape=...)."
         )
     distribution = _distribution(model, data, support, num_walkers)
-    training = Training(
-        distribution,
-        NegativeLogLikelihood() if objective is None else objective,
-        data,
-        generator=generator,
-        **options,
-    )
+    if objective is None:
+        objective, options = NegativeLogLikelihood(), {**_LIKELIHOOD, **options}
+    training = Training(distribution, objective, data, generator=generator, **options)
     if save_to is not None and resume and Path(save_to).exists():
         training.load(save_to)
-    training.run(callbacks=callbacks, save_to=save_to, save_every=save_every, progress_bar=progress_bar)
+    training.run(callbacks=[Renewal(), *callbacks], save_to=save_to, save_every=save_every, progress_bar=progress_bar)
     with seeded(Generator().manual_seed(0), like_of(distribution.energy).device):  # of a network with randomness
         _settle(distribution, training)
     return Fit(distribution, training)

@@ -93,7 +93,7 @@ class ConditionalWalkers:
             self._generator = seeded_generator(like_of(distribution.energy).device)
         new = ~self._seen[rows]
         if bool(new.any()):
-            fresh = started(distribution, *self._counted, self._generator)
+            fresh, _ = started(distribution, *self._counted, self._generator)
             if self._population is None:
                 self._population = _room(fresh, self.num_data)
             self._population.put(rows[new], fresh.at(new.nonzero().flatten()))
@@ -109,7 +109,8 @@ class ConditionalWalkers:
         if self._generator is None:
             raise RuntimeError("ConditionalWalkers: got no walkers yet, expected them to be started.")
         rows = which.nonzero().flatten()
-        old.put(rows, started(distribution, *self._counted, self._generator).at(rows))
+        fresh, _ = started(distribution, *self._counted, self._generator)
+        old.put(rows, fresh.at(rows))
         return old
 
     def _required(self) -> Population:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from pyro_ebm._core.errors import InitializationError
 from pyro_ebm.distributions.normalizers.population import Population, relative_ess
 from pyro_ebm.distributions.normalizers.surrogate import check_certain, check_fresh
 from pyro_ebm.distributions.normalizers.walkers import Walkers
+from pyro_ebm.mcmc.moves import EnergyDensity
 
 
 class PersistentWalkers(Walkers):
@@ -74,6 +76,26 @@ class PersistentWalkers(Walkers):
     def _check_report(self, population: Population, log_density: Tensor) -> None:
         check_certain(population.standard_error())
         check_fresh(population.all_log_weights(), log_density, population.log_density)
+
+    def renew(self, distribution: EnergyDensity) -> bool:
+        """Start anew, as `restart` does, if that tells log Z with a smaller error than following has by now.
+
+        Following adds up the noise of every change, so that the shares of modes far apart drift: those that drive the
+        gradient come to say what learning wants to hear. New walkers know nothing of it.
+
+        Returns:
+            Whether they were started anew; not either if annealing does not reach the density.
+        """
+        population, _ = self._required()
+        before = population, self._fingerprint, self.num_stages
+        try:
+            self.restart(distribution)
+        except InitializationError:
+            return False
+        renewed = bool((self.standard_error <= population.standard_error()).all())
+        if not renewed:
+            self._population, self._fingerprint, self.num_stages = before
+        return renewed
 
     @property
     def value(self) -> Tensor:

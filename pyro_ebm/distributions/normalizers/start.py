@@ -61,8 +61,8 @@ def reference_of(density: EnergyDensity) -> Distribution:
 
 def started(
     density: EnergyDensity, num_drivers: int, num_trackers: int, num_groups: int, generator: Generator
-) -> Population:
-    """Walkers in equilibrium with a density, with weights that tell its log Z.
+) -> tuple[Population, int]:
+    """Walkers in equilibrium with a density, with weights that tell its log Z; and the stages that it took.
 
     Args:
         density: the density.
@@ -97,7 +97,9 @@ def started(
         population = Population(value, at_value(beta), weights, zeros, transition.tuning, num_drivers)
         if bool((gain == gain[:1]).all()):  # a constant: the walkers are in equilibrium
             population, beta = population._replace(log_weight=gain), one
+        num_stages = 0
         while beta < 1:
+            num_stages += 1
             following = longest_step(at_value, population.log_weight, beta, _CONDITIONAL_ESS)
             if following == beta:
                 raise InitializationError(
@@ -110,7 +112,7 @@ def started(
             value = transition(population.value, partial(density_at, path, beta), beta)
             population = population._replace(value=value, tuning=transition.tuning)
             at_value = path(population.value)
-        return population._replace(log_density=density.unnormalized_log_prob(population.value))
+        return population._replace(log_density=density.unnormalized_log_prob(population.value)), num_stages
 
 
 def _annealing(

@@ -35,6 +35,11 @@ class Walkers(ABC):
         num_steps: of each refresh; by default what is usual for the move.
         num_groups: of trackers.
         generator: of all random numbers; by default one of its own, seeded from torch's.
+
+    Attributes:
+        num_refreshes: how often they have followed a change.
+        num_stages: of the annealing that they were started by.
+        acceptance_rate: of their last moves.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Walkers(ABC):
         self._population: Population | None = None
         self._fingerprint: Fingerprint = ()
         self.is_frozen = False
-        self.num_refreshes = 0
+        self.num_refreshes = self.num_stages = 0
         self.acceptance_rate = float("nan")
 
     # What a subclass says
@@ -134,7 +139,7 @@ class Walkers(ABC):
         if self._generator is None:
             self._generator = seeded_generator(like_of(distribution.energy).device)
         counted = self._num_drivers, self._num_trackers, self._num_groups
-        self._population = started(distribution, *counted, self._generator)
+        self._population, self.num_stages = started(distribution, *counted, self._generator)
         self._fingerprint = kept(fingerprint(distribution))
         return self._population
 
@@ -251,6 +256,7 @@ class Walkers(ABC):
             "generator": None if self._generator is None else self._generator.get_state(),
             "is_frozen": self.is_frozen,
             "num_refreshes": self.num_refreshes,
+            "num_stages": self.num_stages,
             "acceptance_rate": self.acceptance_rate,
         }
 
@@ -263,7 +269,8 @@ class Walkers(ABC):
         if state["generator"] is not None:
             self._generator = Generator("cpu" if self._population is None else self._population.value.device)
             self._generator.set_state(state["generator"])
-        self.is_frozen, self.num_refreshes = state["is_frozen"], state["num_refreshes"]
+        self.is_frozen = state["is_frozen"]
+        self.num_refreshes, self.num_stages = state["num_refreshes"], state["num_stages"]
         self.acceptance_rate = state["acceptance_rate"]
 
     def __getstate__(self) -> dict[str, Any]:
