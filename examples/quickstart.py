@@ -1,8 +1,8 @@
 """The main job, on real data: learn an energy prior inside a Pyro program, then infer with it.
 
-1. Train a small decoder of handwritten digits together with an energy prior over its latents, by maximum likelihood
-   with persistent Langevin chains for the posterior of every training digit and for the prior (Pang et al. 2020,
-   Learning latent space energy-based prior model); and a decoder with a standard normal prior, for as long.
+1. Train a small decoder of handwritten digits together with an energy prior over its latents, by maximum likelihood:
+   `MonteCarloEM` keeps chains of the posterior of every training digit, `PersistentWalkers` give the energy its log Z
+   (Pang et al. 2020, Learning latent space energy-based prior model). Likewise a decoder with a standard normal prior.
 2. Put decoder and prior in one Pyro model, observe the upper half of unseen digits through noise, and sample the
    posterior of the latents with batched NUTS.
 3. Report R-hat, ESS and divergences by ArviZ, and how well the lower halves, which no model saw, are predicted: by the
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +29,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_ebm import MCMC, NUTS, EnergyDistribution, Langevin, NeuralEnergy
-from pyro_ebm.mcmc import langevin, with_gradient
+from pyro_ebm import MCMC, NUTS, EnergyDistribution, Langevin, MonteCarloEM, NeuralEnergy, PersistentWalkers
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,9 +39,8 @@ SEEN = PIXELS // 2  # the upper half
 LATENT_DIM = 4
 PIXEL_SD = 0.2  # of the decoder's likelihood; pixels are in [0, 1]
 NOISE_SD = 0.5  # of the noise through which unseen digits are observed
-NUM_TRAIN, NUM_UNSEEN, NUM_SHOWN = 1500, 48, 8
-NUM_WALKERS = 1500
-ENERGY_FROM = 0.4  # share of the training after which the energy learns too: first the decoder finds its latents
+NUM_TRAIN, NUM_UNSEEN, NUM_SHOWN = 1500, 96, 8
+NUM_WALKERS = 1000
 NUM_CHAINS, WARMUP_STEPS, NUM_SAMPLES = 12, 150, 200
 
 
@@ -76,79 +73,48 @@ def standard_normal() -> dist.TorchDistribution:
     return dist.Normal(torch.zeros(LATENT_DIM), 1.0).to_event(1)
 
 
-class PersistentChains:
-    """MALA chains that stay where they are while what they sample is learned, with a step size kept at its optimum."""
-
-    def __init__(self, position: Tensor, step_size: float) -> None:
-        self.position, self.step_size = position, torch.tensor(step_size)
-        self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-
-    def advance(self, log_density: Callable[[Tensor], Tensor], num_steps: int) -> Tensor:
-        """Take steps under the present parameters, and return where the chains are."""
-        density = with_gradient(log_density)
-        parameters = langevin.Parameters(self.step_size, torch.tensor(True))
-        draw = langevin.draw_randomness
-        state = langevin.init(density, self.position, parameters, draw(self.position, self.generator))
-        for _ in range(num_steps):
-            state, info = langevin.step(density, state, draw(self.position, self.generator), parameters)
-            self.step_size = self.step_size * torch.exp(0.02 * (info.acceptance_rate.mean() - 0.574))
-            parameters = langevin.Parameters(self.step_size, torch.tensor(True))
-        self.position = state.position
-        return self.position
+def learning_rate(parameter: str) -> dict[str, float]:
+    """The energy learns more slowly than the decoder, and stays smoother."""
+    is_energy = parameter.startswith("energy")
+    return {"lr": 1e-3, "weight_decay": 1e-3} if is_energy else {"lr": 2e-3, "weight_decay": 1e-4}
 
 
 def train(images: Tensor, name: str, *, learn_energy: bool, num_iterations: int) -> Program:
-    """Maximum likelihood of decoder and prior, by stochastic gradients from persistent chains."""
+    """Maximum likelihood of decoder and prior: chains of each digit's posterior, and walkers for the energy's log Z."""
     decoder = nn.Sequential(
         nn.Linear(LATENT_DIM, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, PIXELS), nn.Sigmoid()
     )
     network = nn.Sequential(
         nn.Linear(LATENT_DIM, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1), nn.Flatten(0)
     )
-    nn.init.zeros_(network[4].weight)  # the energy starts at zero: the prior at its base, the walkers in equilibrium
+    nn.init.zeros_(network[4].weight)  # the energy starts at zero: the prior at its base, with a log Z of zero
     nn.init.zeros_(network[4].bias)
     energy = NeuralEnergy(network, event_shape=(LATENT_DIM,))
-    prior = EnergyDistribution(energy, base=standard_normal()) if learn_energy else standard_normal()
-    log_prior = prior.unnormalized_log_prob if learn_energy else prior.log_prob
+    walkers = PersistentWalkers(NUM_WALKERS)
+    prior = EnergyDistribution(energy, standard_normal(), log_normalizer=walkers) if learn_energy else standard_normal()
 
-    def log_posterior(latent: Tensor) -> Tensor:
-        residual = (images - decoder(latent)) / PIXEL_SD
-        return log_prior(latent) - 0.5 * residual.square().sum(-1)
+    def model() -> None:
+        pyro.module("decoder", decoder)
+        if learn_energy:
+            pyro.module("energy", energy)
+        with pyro.plate("digit", len(images)):
+            latent = pyro.sample("latent", prior)
+            pyro.sample("pixels", dist.Normal(decoder(latent), PIXEL_SD).to_event(1), obs=images)
 
-    posterior_chains = PersistentChains(standard_normal().sample((len(images),)), step_size=0.02)
-    prior_walkers = PersistentChains(standard_normal().sample((NUM_WALKERS,)), step_size=0.1)
-    decoder_optimizer = torch.optim.Adam(decoder.parameters(), lr=2e-3, weight_decay=1e-4)
-    energy_optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-3)
-    optimizers = [decoder_optimizer, energy_optimizer] if learn_energy else [decoder_optimizer]
-    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, num_iterations) for each in optimizers]
-    learned = nn.ModuleList([decoder, network])
-
+    pyro.clear_param_store()
+    settings = {"optimizer": torch.optim.Adam, "optim_args": learning_rate, "T_max": num_iterations}
+    optimizer = pyro.optim.CosineAnnealingLR(settings)
+    learning = MonteCarloEM(model, optimizer, num_steps=4)
     bar = tqdm(range(num_iterations), desc=f"Training, {name}", mininterval=0.5)
     for iteration in bar:
-        learned.requires_grad_(False)
-        posterior = posterior_chains.advance(log_posterior, num_steps=4)
-        if learn_energy and iteration >= ENERGY_FROM * num_iterations:
-            walkers = prior_walkers.advance(log_prior, num_steps=3)
-            learned.requires_grad_(True)
-            # The gradient of log Z is minus the mean gradient of E over the prior: so this one is right.
-            gap = energy(posterior).mean() - energy(walkers).mean()
-            energy_optimizer.zero_grad()
-            gap.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-            energy_optimizer.step()
-        learned.requires_grad_(True)
-        error = (images - decoder(posterior)).square()
-        loss = error.sum(-1).mean() / (2 * PIXEL_SD**2)
-        decoder_optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 50.0)
-        decoder_optimizer.step()
-        for schedule in schedules:
-            schedule.step()
+        loss = learning.step()
+        optimizer.step()
         if iteration % 20 == 0:
-            bar.set_postfix(pixel_rmse=f"{error.mean().sqrt().item():.3f}")
-    learned.requires_grad_(False)  # from here on the energy is fixed, and its log Z a constant
-    return Program(name, decoder, prior)
+            bar.set_postfix(loss=f"{loss / len(images):.1f}", acceptance=f"{learning.acceptance_rate:.2f}")
+    if learn_energy:
+        print(f"Log Z of the energy prior: {walkers.value:.3f} +- {walkers.standard_error:.3f} nats")
+    nn.ModuleList([decoder, network]).requires_grad_(False)  # from here on log Z is a constant
+    return Program(name, decoder, EnergyDistribution(energy, standard_normal()) if learn_energy else prior)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pyro_ebm.objectives import Training
 # At the earliest after this share of the training, for the density has its shape only then.
 _FROM = 0.25
 _STEPS = 50
-# A stage of annealing costs as much as one or two steps of training; with so many for each it takes a fifth of the time.
+# A stage of annealing costs as much as one or two steps of training; with so many for each, it is a fifth of the time.
 _STEPS_PER_STAGE = 8
 
 
