@@ -16,8 +16,9 @@ from pyro_ebm.distributions.normalizers.population import relative_ess
 
 _MIN_SHARE = 0.1
 _MAX_PARETO_K = 0.7
-# With fewer walkers there is no tail to speak of.
-_MIN_FOR_PARETO = 100
+# With fewer walkers there is no tail to speak of; nor where so many count, and ties of discrete energies would spoil the
+# fit of one.
+_MIN_FOR_PARETO, _ENOUGH_SHARE = 100, 0.5
 # In nats: a log Z whose standard error is larger is not reported.
 _MAX_ERROR = 0.5
 
@@ -87,7 +88,7 @@ def _too_far(log_weights: Tensor, log_density: Tensor, anchor: Tensor) -> str | 
     share = float(relative_ess(ratio).min())
     if not share >= _MIN_SHARE:
         return f"{share:.1%} of the walkers count (expected at least {_MIN_SHARE:.0%})"
-    if len(ratio) < _MIN_FOR_PARETO:
+    if len(ratio) < _MIN_FOR_PARETO or share >= _ENOUGH_SHARE:
         return None
     k = pareto_k(ratio.flatten(1).mT) if ratio.dim() > 1 else pareto_k(ratio.unsqueeze(0))
     if float(k.max()) <= _MAX_PARETO_K:
