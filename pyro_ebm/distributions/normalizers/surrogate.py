@@ -16,8 +16,8 @@ from pyro_ebm.distributions.normalizers.population import relative_ess
 
 _MIN_SHARE = 0.1
 _MAX_PARETO_K = 0.7
-# With fewer walkers there is no tail to speak of; nor where so many count, and ties of discrete energies would spoil the
-# fit of one.
+# With fewer walkers there is no tail to speak of; nor is there one where so large a share counts, and ties of discrete
+# energies would spoil its fit.
 _MIN_FOR_PARETO, _ENOUGH_SHARE = 100, 0.5
 # In nats: a log Z whose standard error is larger is not reported.
 _MAX_ERROR = 0.5
