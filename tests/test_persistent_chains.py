@@ -10,7 +10,14 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor, nn
 
-from pyro_ebm import EnergyDistribution, PersistentChains, QuadraticEnergy, ShortRun, energy
+from pyro_ebm import (
+    EnergyDistribution,
+    NegativeLogLikelihood,
+    PersistentChains,
+    QuadraticEnergy,
+    ShortRun,
+    energy,
+)
 
 
 def test_svi_learns_the_maximum_likelihood() -> None:
@@ -34,6 +41,16 @@ def test_svi_learns_the_maximum_likelihood() -> None:
     assert abs(mean - float(x.mean())) < 0.02
     assert abs(precision**-0.5 - float(x.std())) < 0.02
     assert set(chains.report()) == {"acceptance_rate"}
+
+
+def test_the_likelihood_reports_what_chains_know() -> None:
+    pyro.set_rng_seed(3)
+    quadratic = QuadraticEnergy(nn.Parameter(torch.zeros(2, 2)))
+    chains = PersistentChains(100)
+    distribution = EnergyDistribution(quadratic, dist.Normal(torch.zeros(2), 1.0).to_event(1), log_normalizer=chains)
+    loss, report = NegativeLogLikelihood()(distribution, torch.randn(50, 2))
+    loss.backward()
+    assert set(report) == {"loss", "acceptance_rate"}
 
 
 def test_weights_are_forgotten() -> None:

@@ -20,15 +20,19 @@ from pyro_ebm import (
     CompiledWalkersError,
     Energy,
     EnergyDistribution,
+    FactorGraph,
     FunctionEnergy,
     Ising,
     NegativeLogLikelihood,
+    NeuralEnergy,
     NormalizerError,
     PersistentWalkers,
     SharedNormalizerError,
     StepTooLargeError,
     StochasticPotentialError,
+    TableEnergy,
     WalkersDivergedError,
+    spin,
 )
 
 
@@ -211,6 +215,29 @@ def svi_model(p: EnergyDistribution, x: Tensor) -> Callable[[], None]:
             pyro.sample("x", p, obs=x)
 
     return model
+
+
+def test_labels_of_a_graph_by_gibbs_sweeps() -> None:
+    pyro.set_rng_seed(11)
+    graph = FactorGraph()
+    x = graph.variable("x", num_states=3, shape=(5,))
+    graph.factor(TableEnergy(nn.Parameter(torch.randn(4, 3, 3, dtype=torch.float64)), arity=2), x[:-1], x[1:])
+    walkers = PersistentWalkers(2000)
+    p = EnergyDistribution(graph, log_normalizer=walkers)
+    p.log_prob(torch.zeros(5, dtype=torch.long))
+    assert abs(float((walkers.value - graph.log_partition()).detach())) < 5.2 * float(walkers.standard_error)
+    assert p.expand((2,)).sample((3,)).shape == (3, 2, 5)
+
+
+def test_a_network_over_a_whole_discrete_variable_has_no_sweeps() -> None:
+    pyro.set_rng_seed(12)
+    net = nn.Sequential(nn.Linear(30, 8), nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    graph = FactorGraph()
+    graph.factor(NeuralEnergy(net, (30,), support=spin), graph.variable("x", support=spin, shape=(30,)))
+    assert not graph.has_gibbs_step
+    walkers = PersistentWalkers(50)
+    assert EnergyDistribution(graph, log_normalizer=walkers).log_prob(torch.ones(30).double()).isfinite()
+    assert walkers.standard_error.isfinite()
 
 
 def test_svi_learns_the_maximum_likelihood() -> None:

@@ -18,7 +18,8 @@ from models_of_posteriordb import POSTERIORS  # noqa: E402
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the reference draws are not there: {DATA}")
 
 
-@pytest.mark.parametrize(("kernel", "chains"), [("NUTS", 4), ("ChEES", 64)])
+# By four chains twice as many draws: of 1,000 the bound on R-hat is within what rounding on another processor changes.
+@pytest.mark.parametrize(("kernel", "chains", "draws"), [("NUTS", 4, 2000), ("ChEES", 64, 1000)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -28,8 +29,8 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the reference draws 
         "gp_pois_regr-gp_pois_regr",
     ],
 )
-def test_means_and_spreads_are_those_of_the_reference(name: str, kernel: str, chains: int) -> None:
-    options = argparse.Namespace(kernel=kernel, chains=chains, draws=1000, warmup=1000, seed=0)
+def test_means_and_spreads_are_those_of_the_reference(name: str, kernel: str, chains: int, draws: int) -> None:
+    options = argparse.Namespace(kernel=kernel, chains=chains, draws=draws, warmup=1000, seed=0)
     reference = json.loads((DATA / f"{name}.json").read_text())
     with default_dtype(torch.float64):
         result = check(POSTERIORS[name], reference, options)

@@ -96,7 +96,8 @@ def test_a_guide_draws_for_every_particle() -> None:
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     def guide() -> None:
-        pyro.sample("z", EnergyDistribution(energy(harmonic, (2,)), sampler=sampler))
+        log_z = torch.tensor(2 * torch.pi).log()  # a guide must know its density
+        pyro.sample("z", EnergyDistribution(energy(harmonic, (2,)), log_normalizer=log_z, sampler=sampler))
 
     SVI(model, guide, pyro.optim.Adam({}), Trace_ELBO(num_particles=3)).step()
     assert len(sampler.shapes) == 3

@@ -47,8 +47,8 @@ def estimate_of(log_weights: Tensor, *, reciprocal: bool = False) -> Estimate:
     References:
         Owen 2013, Monte Carlo theory, methods and examples, chapter 9.
 
-    >>> estimate_of(torch.tensor([1.0, 3.0]).log()).value.exp()
-    tensor(2.0000)
+    >>> abs(estimate_of(torch.tensor([1.0, 3.0]).log()).value.exp() - 2) < 1e-5
+    tensor(True)
     >>> estimate_of(torch.full((100,), 5.0)).standard_error
     tensor(0.)
     """

@@ -38,6 +38,11 @@ class HasLogPartition(Protocol):
 class HasGibbsStep(Protocol):
     """An energy with a transition of its own, which leaves `exp(-E)` invariant, and is not reversible in general."""
 
+    @property
+    def has_gibbs_step(self) -> bool:
+        """Whether it has, for what it is made of: a graph must have local factors."""
+        ...
+
     def gibbs_step(self, value: Tensor, generator: Generator | None = None) -> Tensor:
         """The next values of chains at `(*sample, *batch, *event)`, detached, of the same shape."""
         ...

@@ -14,6 +14,7 @@ import pyro.infer.enum
 import pyro.infer.inspect
 import pyro.infer.mcmc.util
 import pyro.infer.predictive
+from pyro import poutine
 from pyro.infer.autoguide import initialization
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -70,7 +71,7 @@ class ScoredSite(NamedTuple):
         is_observed: whether it has a value that was not drawn or moved by inference.
         moved: what MCMC is moving, all else being constant to it; `None` if this is not MCMC.
         same_value: the name of another site that scores the very same value, or `None`.
-        in_guide: whether it is a guide's.
+        in_guide: whether it is a guide's that is not the model itself.
         event_dim: how many event dims its distribution has.
         enumerated: the dims along which other sites take all their values, by their names.
     """
@@ -97,7 +98,8 @@ def scored_site() -> ScoredSite | None:
             twin = next((name for name, node in trace.nodes.items() if _is_twin(node, site)), None)
             moved = {name: node["value"] for name, node in trace.nodes.items() if _moved_by_mcmc(node)} or None
         elif trace is not None and "guide_trace" in frame.f_code.co_varnames and _is_pyros(frame):
-            in_guide = in_guide or frame.f_locals.get("guide_trace") is trace
+            if frame.f_locals.get("guide_trace") is trace:
+                in_guide = not _is_the_models_own(frame.f_locals)
         elif moved is None and frame.f_code is _POTENTIAL:
             moved = frame.f_locals["params"]
         elif moved is None and frame.f_code is _MCMC_SETUP:
@@ -119,6 +121,13 @@ def scored_site() -> ScoredSite | None:
         site["fn"].event_dim,
         enumerated,
     )
+
+
+def _is_the_models_own(names: Mapping[str, Any]) -> bool:
+    """Whether a guide is the model itself, whose prior is proposed from: so what it lacks cancels."""
+    owner = names.get("self")
+    model, guide = (names.get(name, getattr(owner, name, None)) for name in ("model", "guide"))
+    return model is not None and guide is not None and poutine.unwrap(model) is poutine.unwrap(guide)
 
 
 def _is_pyros(frame: FrameType) -> bool:

@@ -9,10 +9,9 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError
+from pyro_ebm._core.statistics import frequencies, mean_and_covariance
 from pyro_ebm._core.supports import is_everywhere, same_support, state_range, strip_independent
 
-# A covariance needs so many data for each dim; with fewer, only variances are fitted.
-_DATA_PER_DIM = 10
 # Of the mean variance: added to every variance, so that elements that do not vary leave the base proper.
 _RIDGE = 1e-3
 
@@ -51,33 +50,29 @@ def fitted_base(data: Tensor, support: Constraint = constraints.real) -> Distrib
     low, step, states = found
     if (low, step) != (0, 1):
         return None
-    dtype = data.dtype if data.is_floating_point() else torch.get_default_dtype()
-    values = torch.arange(states, device=data.device)
-    counts = (data.unsqueeze(-1) == values).to(dtype).sum(0) + 1
-    frequencies = counts / counts.sum(-1, keepdim=True)
+    shares = frequencies(data, torch.arange(states, device=data.device))
     event_dim = data.dim() - 1
     if same_support(strip_independent(support), constraints.boolean):
-        binary: Distribution = dist.Bernoulli(frequencies[..., 1]).to_event(event_dim)
+        binary: Distribution = dist.Bernoulli(shares[..., 1]).to_event(event_dim)
         return binary
-    several: Distribution = dist.Categorical(frequencies).to_event(event_dim)
+    several: Distribution = dist.Categorical(shares).to_event(event_dim)
     return several
 
 
 def _gaussian(data: Tensor) -> Distribution:
-    events = data.reshape(len(data), -1)
-    mean = events.mean(0)
-    deviation = events - mean
-    variance = deviation.square().mean(0)
+    mean, covariance = mean_and_covariance(data.reshape(len(data), -1))
+    variance = covariance.diagonal()
     ridge = _RIDGE * variance.mean()
     if not bool(ridge > 0):
-        raise ValueError(f"fitted_base: got {len(data)} data that are all alike, expected some spread.")
+        raise ValueError(
+            f"fitted_base: got {len(data)} data that are all alike, expected some spread. Give a base of your own: "
+            "EnergyDistribution(energy, base)."
+        )
     event_dim = data.dim() - 1
-    if event_dim == 1 and len(events) >= _DATA_PER_DIM * events.shape[-1]:
-        covariance = deviation.mT @ deviation / len(events) + ridge * torch.eye(len(mean)).to(deviation)
-        full: Distribution = dist.MultivariateNormal(mean, covariance)
+    if event_dim == 1 and bool((covariance != torch.diag_embed(variance)).any()):
+        full: Distribution = dist.MultivariateNormal(mean, covariance + ridge * torch.eye(len(mean)).to(mean))
         return full
     scale = (variance + ridge).sqrt()
-    diagonal: Distribution = dist.Normal(mean.reshape(data.shape[1:]), scale.reshape(data.shape[1:])).to_event(
-        event_dim
-    )
+    shape = data.shape[1:]
+    diagonal: Distribution = dist.Normal(mean.reshape(shape), scale.reshape(shape)).to_event(event_dim)
     return diagonal

@@ -11,7 +11,7 @@ from torch import Generator, Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_ebm._core.errors import GraphError
+from pyro_ebm._core.errors import GraphError, TreewidthError
 from pyro_ebm._core.shapes import broadcast, leading_shape
 from pyro_ebm._core.supports import with_event_dim
 from pyro_ebm.energies import Energy
@@ -51,6 +51,7 @@ class FactorGraph(Energy):
         self.variables: dict[str, Variable] = {}
         self.factors = nn.ModuleList()
         self._evidence: tuple[dict[str, Evidence], ...] = ()
+        self._sweepable: tuple[int, bool] | None = None  # how many factors there were when it was found out
 
     # -- building ----------------------------------------------------------------------------------------------------
 
@@ -222,6 +223,22 @@ class FactorGraph(Energy):
         return self._exact().entropy()
 
     # -- chains ------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_gibbs_step(self) -> bool:
+        """Whether it can be sampled by `gibbs_step`: one discrete variable, and factors that have tables."""
+        if len(self.variables) != 1 or not all(each.num_states for each in self.variables.values()):
+            return False
+        structure = len(self.factors)
+        if self._sweepable is None or self._sweepable[0] != structure:
+            try:
+                with torch.no_grad():
+                    self.log_tables()
+            except TreewidthError:
+                self._sweepable = structure, False
+            else:
+                self._sweepable = structure, True
+        return self._sweepable[1]
 
     @torch.no_grad()
     def gibbs_step(self, value: Tensor, generator: Generator | None = None, *, num_steps: int = 1) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_ebm._core.errors import AnchorError
 from pyro_ebm.distributions.energy_distribution import energy_distribution_of
 from pyro_ebm.distributions.normalizers.walkers import Walkers
+from pyro_ebm.infer.messengers import AtValues
 from pyro_ebm.infer.model_target import ModelTarget
 
 # So many draws are looked at, and so large a share of them may be too far.
@@ -21,7 +21,7 @@ _DRAWS = 50
 _SHARE = 0.1
 
 
-class _CheckWalkers(Messenger):  # type: ignore[misc]
+class _CheckWalkers(AtValues):
     """Runs a model at values, and asks frozen walkers of its energies whether they are good for them.
 
     Args:
@@ -31,16 +31,9 @@ class _CheckWalkers(Messenger):  # type: ignore[misc]
         found: by site, what is wrong, or nothing.
     """
 
-    moves_chains = True
-
     def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
+        super().__init__(values)
         self.found: dict[str, AnchorError | None] = {}
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         energy = energy_distribution_of(msg["fn"])

@@ -67,7 +67,25 @@ class LogJoint(Messenger):  # type: ignore[misc]
             self.total = self.total + log_prob.sum()
 
 
-class Pointwise(Messenger):  # type: ignore[misc]
+class AtValues(Messenger):  # type: ignore[misc]
+    """Puts constrained values to the latent sites.
+
+    Args:
+        values: a value for each latent site.
+    """
+
+    moves_chains = True
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class Pointwise(AtValues):
     """Puts constrained values to the latent sites, and collects what follows from them.
 
     Args:
@@ -78,17 +96,10 @@ class Pointwise(Messenger):  # type: ignore[misc]
         log_likelihood: log probabilities of the data, masked, not summed and not scaled.
     """
 
-    moves_chains = True
-
     def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
+        super().__init__(values)
         self.deterministics: dict[str, Tensor] = {}
         self.log_likelihood: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if is_deterministic(msg):

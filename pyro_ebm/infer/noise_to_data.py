@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -12,9 +13,9 @@ from tqdm.auto import tqdm
 
 from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import SamplingWarning
-from pyro_ebm.energies import TimeConditional
+from pyro_ebm.energies import Energy, TimeConditional
 from pyro_ebm.energies.time_conditional import levels_for
-from pyro_ebm.mcmc.annealed_langevin import Visit, first_log_step, visit
+from pyro_ebm.mcmc.annealed_langevin import first_log_step, visit
 
 # Chains that accept less than this on average hardly move.
 _LOW_ACCEPTANCE = 0.2
@@ -68,25 +69,10 @@ def sample_annealed(
     >>> bool(abs(x.var() - 4) < 0.5)
     True
     """
-    what = "sample_annealed"
-    levels, value = _start(family, levels, num_samples, num_steps, generator, what)
-    log_step = first_log_step(value, len(family.event_shape), metropolis=metropolis)
-    low = []
-    for sigma in tqdm(levels.unbind(), desc="Levels", disable=disable_progbar):
-        found = visit(
-            _log_density(family, sigma),
-            value,
-            sigma.square(),
-            log_step,
-            event_dim=len(family.event_shape),
-            num_steps=num_steps,
-            metropolis=metropolis,
-            generator=generator,
-        )
-        value, log_step = found.value, found.log_step
-        low += _if_low(found, sigma)
-    _warn(low, what)
-    return value
+    levels, value = _start(family, levels, num_samples, num_steps, generator, "sample_annealed")
+    plan = [_Level(sigma, sigma.square(), None) for sigma in levels.unbind()]
+    down = _Descent("sample_annealed", num_steps, metropolis, generator, disable_progbar)
+    return down(family, plan, value)
 
 
 def sample_recovery(
@@ -130,27 +116,73 @@ def sample_recovery(
     >>> bool(abs(x.var() - 4) < 0.5)
     True
     """
-    what = "sample_recovery"
-    levels, value = _start(family, levels, num_samples, num_steps, generator, what)
-    log_step = first_log_step(value, len(family.event_shape), metropolis=True)
-    low = []
-    pairs = pairwise(levels.square().unbind())
-    for above, below in tqdm(pairs, desc="Levels", total=len(levels) - 1, disable=disable_progbar):
-        between, sigma = above - below, below.sqrt()
-        found = visit(
-            _log_density(family, sigma),
-            value,
-            below * between / above,
-            log_step,
-            event_dim=len(family.event_shape),
-            num_steps=num_steps,
-            anchor=(value, between),
-            generator=generator,
-        )
-        value, log_step = found.value, found.log_step
-        low += _if_low(found, sigma)
-    _warn(low, what)
-    return value
+    levels, value = _start(family, levels, num_samples, num_steps, generator, "sample_recovery")
+    pairs = list(pairwise(levels.square().unbind()))
+    plan = [_Level(below.sqrt(), below * (above - below) / above, above - below) for above, below in pairs]
+    down = _Descent("sample_recovery", num_steps, True, generator, disable_progbar)
+    return down(family, plan, value)
+
+
+class _Level(NamedTuple):
+    """What is visited on the way down.
+
+    Attributes:
+        sigma: the level.
+        variance: what it leaves a chain.
+        between: the variance between it and the draw that the chains come with, if that holds them.
+    """
+
+    sigma: Tensor
+    variance: Tensor
+    between: Tensor | None
+
+
+class _Descent(NamedTuple):
+    """Visits levels one after another.
+
+    Attributes:
+        what: who asks.
+        num_steps: at each level.
+        metropolis: whether steps are accepted or rejected.
+        generator: of the random numbers.
+        disable_progbar: whether no progress is shown.
+    """
+
+    what: str
+    num_steps: int
+    metropolis: bool
+    generator: Generator | None
+    disable_progbar: bool
+
+    def __call__(self, family: TimeConditional, plan: Sequence[_Level], value: Tensor) -> Tensor:
+        """Where chains from `value`, `(num_samples, *batch, *event)`, are at the end of the plan."""
+        event_dim = len(family.event_shape)
+        log_step = first_log_step(value, event_dim, metropolis=self.metropolis)
+        low = []
+        for level in tqdm(plan, desc="Levels", disable=self.disable_progbar):
+            found = visit(
+                _log_density(family.at(level.sigma)),
+                value,
+                level.variance,
+                log_step,
+                event_dim=event_dim,
+                num_steps=self.num_steps,
+                metropolis=self.metropolis,
+                anchor=None if level.between is None else (value, level.between),
+                generator=self.generator,
+            )
+            value, log_step = found.value, found.log_step
+            if float(found.acceptance_rate) < _LOW_ACCEPTANCE:
+                low.append(f"{float(level.sigma):.3g}")
+        if low:
+            warnings.warn(
+                f"{self.what}: got a mean acceptance below {_LOW_ACCEPTANCE} at the noise levels {', '.join(low)}: the "
+                "energy is far more curved there than 1/σ². Take more steps, or levels closer together; look at the "
+                "energy.",
+                SamplingWarning,
+                stacklevel=3,
+            )
+        return value
 
 
 def _start(
@@ -167,20 +199,5 @@ def _start(
     return levels.to(like), levels[0].to(like) * noise
 
 
-def _log_density(family: TimeConditional, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-    energy = family.at(sigma)
+def _log_density(energy: Energy) -> Callable[[Tensor], Tensor]:
     return lambda x: -energy(x)
-
-
-def _if_low(found: Visit, sigma: Tensor) -> list[str]:
-    return [f"{float(sigma):.3g}"] if float(found.acceptance_rate) < _LOW_ACCEPTANCE else []
-
-
-def _warn(low: list[str], what: str) -> None:
-    if low:
-        warnings.warn(
-            f"{what}: got a mean acceptance below {_LOW_ACCEPTANCE} at the noise levels {', '.join(low)}: the energy "
-            "is far more curved there than 1/σ². Take more steps, or levels closer together; look at the energy.",
-            SamplingWarning,
-            stacklevel=3,
-        )

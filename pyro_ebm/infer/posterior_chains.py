@@ -9,10 +9,9 @@ import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 
+from pyro_ebm.mcmc.langevin import TARGET_ACCEPTANCE
 from pyro_ebm.mcmc.moves import LangevinMove, Tuning
 
-# The acceptance that is best for many dims: Roberts and Rosenthal 1998.
-_TARGET_ACCEPTANCE = 0.574
 # How far an acceptance turns the step size: less and less, but never too little to follow learning.
 _LEAST_GAIN = 0.05
 # Steps of the very first chains, by which a common step size is found: the prior may be wider by far than posteriors.
@@ -92,12 +91,12 @@ class PosteriorChains:
                     log_density, free, Tuning(self.log_step_size[indices], scale), generator, num_steps=1
                 )
                 free = moved.value
-                self.log_step_size[indices] += moved.acceptance_rate.mean() - _TARGET_ACCEPTANCE
+                self.log_step_size[indices] += moved.acceptance_rate.mean() - TARGET_ACCEPTANCE
         tuning = Tuning(self.log_step_size[indices], scale)
         moved = self._move(log_density, free, tuning, generator, num_steps=num_steps)
         self.num_visits[indices] += 1
         gain = self.num_visits[indices].to(free).pow(-0.6).clamp(min=_LEAST_GAIN)
-        self.log_step_size[indices] += gain * (moved.acceptance_rate - _TARGET_ACCEPTANCE)
+        self.log_step_size[indices] += gain * (moved.acceptance_rate - TARGET_ACCEPTANCE)
         self.position[indices] = moved.value.movedim(1, 0)
         return moved.value, moved.acceptance_rate
 

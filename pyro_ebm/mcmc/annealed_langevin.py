@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,8 +23,8 @@ from pyro_ebm._core.gradients import with_gradient
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm.mcmc import langevin
 
-# The acceptance that is best for many dims (Roberts and Rosenthal 1998), and how far one step's turns the step size.
-_TARGET_ACCEPTANCE, _GAIN = 0.574, 0.3
+# How far one step's acceptance turns the step size.
+_GAIN = 0.3
 # Without correction the bias of a Gaussian's variance is ε/2 of it: 5 %.
 _UNADJUSTED = 0.1
 
@@ -44,9 +45,8 @@ class Visit(NamedTuple):
 
 def first_log_step(value: Tensor, event_dim: int, *, metropolis: bool) -> Tensor:
     """Log c, `()`, that is best for standard normal events of this shape; a small one if nothing is rejected."""
-    dim = max(1, Size(value.shape[value.dim() - event_dim :]).numel())
-    best = 0.5 * 1.65**2 * dim ** (-1 / 3)
-    return value.new_tensor(best if metropolis else _UNADJUSTED).log()
+    dim = Size(value.shape[value.dim() - event_dim :]).numel()
+    return value.new_tensor(langevin.best_log_step_size(dim) if metropolis else math.log(_UNADJUSTED))
 
 
 def visit(
@@ -96,5 +96,5 @@ def visit(
         state, info = langevin.step(target, state, langevin.Randomness(noise, level), parameters)
         rates.append(info.acceptance_rate.mean())
         if metropolis:
-            log_step = log_step + _GAIN * (rates[-1] - _TARGET_ACCEPTANCE)
+            log_step = log_step + _GAIN * (rates[-1] - langevin.TARGET_ACCEPTANCE)
     return Visit(state.position.reshape(value.shape), log_step, torch.stack(rates).mean())

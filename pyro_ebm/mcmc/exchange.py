@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from pyro_ebm._core.randomness import normal, uniform
 from pyro_ebm.mcmc.integrator import choose, column
 from pyro_ebm.mcmc.metric import Whitened
-from pyro_ebm.mcmc.random_walk import Info, Parameters, State
+from pyro_ebm.mcmc.random_walk import Info, Parameters, State, decided
 
 
 class Exchangeable(Protocol):
@@ -74,18 +74,4 @@ def step(density: Whitened, state: State, randomness: Randomness, parameters: Pa
     safe = choose(possible, proposal, state.position)
     exchanged = target.exchanged(to_position(state.position), to_position(safe), randomness.seed)
     gain = value - state.log_density + torch.where(possible, exchanged, 0)
-    sound = torch.isfinite(state.log_density) & (gain < torch.inf)
-    log_ratio = torch.where(sound, gain, -torch.inf)
-    accepted = randomness.uniform.log() < log_ratio
-    lp = choose(accepted, value, state.log_density)
-    info = Info(
-        done=torch.ones_like(accepted),
-        lp=lp,
-        energy=-lp,
-        energy_error=(-log_ratio).masked_fill(~accepted, 0),
-        acceptance_rate=log_ratio.clamp(max=0).exp(),
-        step_size=parameters.step_size.expand(lp.shape),
-        diverging=~sound,
-        non_finite=~sound,
-    )
-    return State(choose(accepted, proposal, state.position), lp), info
+    return decided(state, State(proposal, value), gain, randomness.uniform, parameters)

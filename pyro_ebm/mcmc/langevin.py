@@ -9,6 +9,7 @@ References:
     Roberts and Rosenthal 1998, Optimal scaling of discrete approximations to Langevin diffusions.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,14 @@ from torch import Generator, Tensor
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
 from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, column, energy_error, hamiltonian, leapfrog
+
+# The acceptance that is best for many dims: Roberts and Rosenthal 1998.
+TARGET_ACCEPTANCE = 0.574
+
+
+def best_log_step_size(dim: int) -> float:
+    """Log ε that is best for standard normal coordinates: `ε = ½ (1.65 d^(-1/6))²`."""
+    return math.log(0.5 * 1.65**2 * max(1, dim) ** (-1 / 3))
 
 
 class Parameters(NamedTuple):

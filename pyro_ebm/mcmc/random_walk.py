@@ -73,10 +73,23 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
     """One step of every chain."""
     position = state.position + column(parameters.step_size) * randomness.noise
     value, _ = log_density(position)
-    sound = torch.isfinite(state.log_density) & (value < torch.inf)
-    log_ratio = torch.where(sound, value - state.log_density, -torch.inf)
-    accepted = randomness.uniform.log() < log_ratio
-    lp = choose(accepted, value, state.log_density)
+    return decided(state, State(position, value), value - state.log_density, randomness.uniform, parameters)
+
+
+def decided(state: State, proposal: State, gain: Tensor, uniform: Tensor, parameters: Parameters) -> tuple[State, Info]:
+    """Accept or reject the proposals of all chains, by Metropolis.
+
+    Args:
+        state: where the chains are.
+        proposal: where they may go.
+        gain: the log of the acceptance ratio, `(chains,)`.
+        uniform: random, `(chains,)`.
+        parameters: of the walk.
+    """
+    sound = torch.isfinite(state.log_density) & (gain < torch.inf)
+    log_ratio = torch.where(sound, gain, -torch.inf)
+    accepted = uniform.log() < log_ratio
+    lp = choose(accepted, proposal.log_density, state.log_density)
     info = Info(
         done=torch.ones_like(accepted),
         lp=lp,
@@ -87,4 +100,4 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         diverging=~sound,
         non_finite=~sound,
     )
-    return State(choose(accepted, position, state.position), lp), info
+    return State(choose(accepted, proposal.position, state.position), lp), info

@@ -224,6 +224,11 @@ class RBM(Energy):
     def _visible_logits(self, h: Tensor) -> Tensor:
         return self.fields()[0] + rows_times(h.to(self.weight), self.weight.mT)
 
+    @property
+    def has_gibbs_step(self) -> bool:
+        """Whether it can be sampled by `gibbs_step`: always."""
+        return True
+
     @torch.no_grad()
     def gibbs_step(
         self,

@@ -14,7 +14,7 @@ from pyro_ebm._core.randomness import uniform
 from pyro_ebm.energies import Energy
 
 
-class EnergyDensity:
+class BareDensity:
     """The unnormalised density `exp(-E(x))` of an energy over one variable."""
 
     def __init__(self, energy: Energy) -> None:
@@ -44,7 +44,7 @@ class EnergyDensity:
 def density_at(family: Callable[[Tensor], Density | Energy], sigma: Tensor) -> Density:
     """The densities of a family at levels `(*batch,)`."""
     found = family(sigma)
-    return EnergyDensity(found) if isinstance(found, Energy) else found
+    return BareDensity(found) if isinstance(found, Energy) else found
 
 
 def spread_quantiles(shape: Size, like: Tensor, generator: Generator | None) -> Tensor:

@@ -51,6 +51,8 @@ def _told_by_walkers(density: Density, loss: Tensor) -> Report:
     if not isinstance(normalizer, HasReport):
         return {}
     found = {name: value.mean() for name, value in normalizer.report().items()}
+    if "log_normalizer" not in found:  # plain chains know no log Z
+        return found
     log_partition = found.pop("log_normalizer")
     return {
         "log_partition": log_partition,

@@ -11,13 +11,11 @@ from torch.distributions import Categorical, Distribution, Independent, Multivar
 from pyro_ebm._core.errors import EnergyShapeError, EnergySupportError, NonFiniteError
 from pyro_ebm._core.protocols import Density
 from pyro_ebm._core.randomness import seeded
+from pyro_ebm._core.statistics import frequencies, mean_and_covariance
 from pyro_ebm._core.supports import state_range
 from pyro_ebm.energies import DistributionEnergy
 from pyro_ebm.objectives.data import Domain, lead_of
 from pyro_ebm.objectives.fitted import Fitted
-
-# A covariance needs so many data for each dim; with fewer, only variances are fitted.
-_DATA_PER_DIM = 10
 
 
 class Noise(Fitted):
@@ -72,12 +70,7 @@ class Noise(Fitted):
             )
 
     def _fit_gaussian(self, events: Tensor, what: str) -> None:
-        self.mean = events.mean(0)
-        deviation = events - self.mean
-        if len(events) >= _DATA_PER_DIM * events.shape[-1]:
-            covariance = deviation.mT @ deviation / len(events)
-        else:
-            covariance = torch.diag_embed(deviation.square().mean(0))
+        self.mean, covariance = mean_and_covariance(events)
         self.scale_tril, info = torch.linalg.cholesky_ex(covariance)
         if bool(info != 0):
             self.mean = self.scale_tril = None
@@ -87,10 +80,8 @@ class Noise(Fitted):
             )
 
     def _fit_frequencies(self, events: Tensor, low: int, step: int, states: int) -> None:
-        dtype = events.dtype if events.is_floating_point() else torch.get_default_dtype()
         self.values = low + step * torch.arange(states, device=events.device)
-        counts = (events.unsqueeze(-1) == self.values).to(dtype).sum(0) + 1
-        self.frequencies = counts / counts.sum(-1, keepdim=True)
+        self.frequencies = frequencies(events, self.values)
 
     def _distribution(self) -> Distribution:
         """The fitted noise over flat events, of numbers of states where they are finite."""

@@ -15,7 +15,7 @@ from pyro_ebm.distributions._caller import moved_by_chains, scored_site
 from pyro_ebm.distributions.normalizers.draws import drawn
 from pyro_ebm.distributions.normalizers.fingerprint import close
 from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
-from pyro_ebm.distributions.normalizers.population import Population, counts
+from pyro_ebm.distributions.normalizers.population import Population, counts, restored, saved
 from pyro_ebm.distributions.normalizers.refresh import evaluated, is_step_too_large, moved_on, reweighted
 from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.surrogate import check_certain, check_fresh, surrogate
@@ -135,26 +135,22 @@ class ConditionalWalkers:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on."""
-        population = None if self._population is None else self._population.at(torch.arange(self.num_data))  # a copy
-        return {
-            "population": None if population is None else {**population._asdict(), "tuning": None},
-            "tuning": None if population is None else population.tuning._asdict(),
-            "seen": self._seen.clone(),
-            "generator": None if self._generator is None else self._generator.get_state(),
-        }
+        return {**saved(self._population, self._generator), "seen": self._seen.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved."""
-        saved = state["population"]
-        self._population = None
-        if saved is not None:
-            population = Population(**{**saved, "tuning": Tuning(**state["tuning"])})
-            self._population = population.at(torch.arange(self.num_data))  # a copy
+        self._population, self._generator = restored(state)
         self._seen = state["seen"].clone()
-        self._generator = None
-        if state["generator"] is not None:
-            self._generator = Generator("cpu" if self._population is None else self._population.value.device)
-            self._generator.set_state(state["generator"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Generators are not pickled; their states are."""
+        kept = {"num_data", "num_steps", "_counted"}
+        return {**{name: vars(self)[name] for name in kept}, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what was pickled."""
+        self.load_state_dict(state.pop("state"))
+        vars(self).update(state)
 
 
 class WalkersOfData:

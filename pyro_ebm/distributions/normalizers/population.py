@@ -19,7 +19,8 @@ References:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -143,6 +144,35 @@ class Population(NamedTuple):
         log_weight = self.log_weight.clone()
         log_weight[part] = torch.where(changed, 0.0, inside).reshape(self.log_weight[part].shape)
         return self._replace(value=take(self.value), log_density=take(self.log_density), log_weight=log_weight)
+
+
+def saved(population: Population | None, generator: Generator | None) -> dict[str, Any]:
+    """Walkers, if there are any yet, and the state of their generator, as tensors to be saved: copies."""
+    walkers = {} if population is None else population._asdict()
+    tuning = walkers.pop("tuning", None)
+    return {
+        "population": {name: _copied(value) for name, value in walkers.items()} or None,
+        "tuning": None if tuning is None else {name: _copied(value) for name, value in tuning._asdict().items()},
+        "generator": None if generator is None else generator.get_state(),
+    }
+
+
+def restored(state: Mapping[str, Any]) -> tuple[Population | None, Generator | None]:
+    """What `saved` made."""
+    population, generator = None, None
+    if state["population"] is not None:
+        tuning = Tuning(**{name: _copied(value) for name, value in state["tuning"].items()})
+        parts = {name: _copied(value) for name, value in state["population"].items()}
+        population = Population(**parts, tuning=tuning)
+    if state["generator"] is not None:
+        generator = Generator("cpu" if population is None else population.value.device)
+        generator.set_state(state["generator"])
+    return population, generator
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a tensor; numbers are their own."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def counts(num_trackers: int, num_groups: int) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from pyro_ebm._core.supports import state_range, strip_independent
 from pyro_ebm.distributions.normalizers.population import Population
 from pyro_ebm.distributions.normalizers.uniform_states import UniformStates
 from pyro_ebm.mcmc.annealed import Path, Transition, density_at, gain_along, geometric_path, longest_step
-from pyro_ebm.mcmc.moves import EnergyDensity, LogDensity, Move, Tuning, annealing_move_for, move_for
+from pyro_ebm.mcmc.moves import EnergyDensity, LogDensity, Move, Tuning, annealing_move_for, move_for, own_step
 
 # Each stage keeps this share of the walkers: with fewer, weights would vary more; with more, it would take longer.
 _CONDITIONAL_ESS = 0.9
@@ -119,8 +119,8 @@ def _annealing(
     density: EnergyDensity, reference: Distribution, value: Tensor, generator: Generator
 ) -> tuple[Path, _Transition]:
     """The path from a reference, and transitions along it: the energy's own, if it has one, or the geometric one."""
-    energy: object = density.energy
-    if density.base is None and density.support.is_discrete and isinstance(energy, HasAnnealingPath):
+    energy: object = own_step(density)
+    if isinstance(energy, HasAnnealingPath):
         own = energy.annealing_path(generator)
         return own, _OwnTransition(own, move_for(density).tune(value))
     move = annealing_move_for(density)

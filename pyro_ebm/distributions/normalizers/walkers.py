@@ -10,16 +10,17 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.dtypes import like_of
+from pyro_ebm._core.errors import InitializationError
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm.distributions._caller import moved_by_chains, scored_site
 from pyro_ebm.distributions.normalizers.draws import drawn
 from pyro_ebm.distributions.normalizers.fingerprint import Fingerprint, fingerprint, kept, same
 from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
-from pyro_ebm.distributions.normalizers.population import Population, counts
+from pyro_ebm.distributions.normalizers.population import Population, counts, restored, saved
 from pyro_ebm.distributions.normalizers.refresh import evaluated, moved_on, reweighted
 from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
-from pyro_ebm.mcmc.moves import EnergyDensity, Move, Start, Tuning, move_for
+from pyro_ebm.mcmc.moves import EnergyDensity, Move, Start, move_for
 
 
 class Walkers(ABC):
@@ -196,9 +197,14 @@ class Walkers(ABC):
         Raises:
             InitializationError: if annealing does not reach the density; the walkers are then what they were.
         """
+        before = self._num_trackers, self._num_groups
         if num_trackers is not None:
             self._num_trackers, self._num_groups = counts(num_trackers, self._num_groups)
-        self._start(distribution)
+        try:
+            self._start(distribution)
+        except InitializationError:
+            self._num_trackers, self._num_groups = before
+            raise
 
     def freeze(self) -> None:
         """Hold the walkers where they are: log Z becomes a fixed function of the parameters, fit for MCMC over them.
@@ -247,13 +253,9 @@ class Walkers(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on: walkers, weights, log Z and the state of the generator."""
-        walkers = {} if self._population is None else self._population._asdict()
-        walkers.pop("tuning", None)
         return {
-            "population": walkers or None,
-            "tuning": None if self._population is None else self._population.tuning._asdict(),
+            **saved(self._population, self._generator),
             "fingerprint": tuple(self._fingerprint),
-            "generator": None if self._generator is None else self._generator.get_state(),
             "is_frozen": self.is_frozen,
             "num_refreshes": self.num_refreshes,
             "num_stages": self.num_stages,
@@ -262,13 +264,8 @@ class Walkers(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved."""
-        saved = state["population"]
-        self._population = None if saved is None else Population(**{**saved, "tuning": Tuning(**state["tuning"])})
+        self._population, self._generator = restored(state)
         self._fingerprint = tuple(state["fingerprint"])
-        self._generator = None
-        if state["generator"] is not None:
-            self._generator = Generator("cpu" if self._population is None else self._population.value.device)
-            self._generator.set_state(state["generator"])
         self.is_frozen = state["is_frozen"]
         self.num_refreshes, self.num_stages = state["num_refreshes"], state["num_stages"]
         self.acceptance_rate = state["acceptance_rate"]
@@ -280,6 +277,5 @@ class Walkers(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what was pickled."""
-        saved = state.pop("state")
+        self.load_state_dict(state.pop("state"))
         vars(self).update(state)
-        self.load_state_dict(saved)

@@ -10,16 +10,22 @@ from pyro_ebm.mcmc.moves.move import EnergyDensity, LogDensity, Move, Moved, Sta
 def move_for(density: EnergyDensity) -> Move:
     """The move that fits a density.
 
-    MALA where it is continuous; where it is discrete its energy's own Gibbs step, if it has one (and there is no base
-    that the step would not know of), else Gibbs with gradients.
+    MALA where it is continuous; where it is discrete its energy's own Gibbs step, if it has one, else Gibbs with
+    gradients.
 
     Raises:
         EnergySupportError: if it is discrete with infinitely many states.
     """
+    own = own_step(density)
+    return annealing_move_for(density) if own is None else GibbsMove(own)
+
+
+def own_step(density: EnergyDensity) -> HasGibbsStep | None:
+    """The energy of a discrete density, if it can be sampled by its own Gibbs step, which would know of no base."""
     energy: object = density.energy
-    if density.support.is_discrete and density.base is None and isinstance(energy, HasGibbsStep):
-        return GibbsMove(energy)
-    return annealing_move_for(density)
+    if density.base is not None or not density.support.is_discrete:
+        return None
+    return energy if isinstance(energy, HasGibbsStep) and energy.has_gibbs_step else None
 
 
 def annealing_move_for(density: EnergyDensity) -> Move:
@@ -43,5 +49,6 @@ __all__ = [
     "Start",
     "Tuning",
     "annealing_move_for",
+    "own_step",
     "move_for",
 ]

@@ -14,10 +14,9 @@ from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.randomness import normal, uniform
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm._core.supports import is_everywhere, unconstraining
+from pyro_ebm.mcmc import langevin
 from pyro_ebm.mcmc.moves.move import LogDensity, Moved, Start, Tuning
 
-# The acceptance that is best for many dims: Roberts and Rosenthal 1998.
-_TARGET_ACCEPTANCE = 0.574
 # How far one move's acceptance turns the step size: fast enough to follow learning, slow enough to average over moves.
 _GAIN = 0.3
 
@@ -56,10 +55,8 @@ class LangevinMove:
         spread = free.std(0) if len(free) > 1 else torch.ones_like(free[0])
         lead = free.dim() - 1 - self._event_dim
         scale = torch.where(spread > 0, spread, 1)
-        dim = max(1, Size(scale.shape[lead:]).numel())
-        # ε = ½ (1.65 d^(-1/6))² is the optimum for standard normal coordinates.
-        step = torch.tensor(0.5 * 1.65**2 * dim ** (-1 / 3)).log()
-        return Tuning(scale.new_zeros(scale.shape[:lead]) + step.to(scale), scale)
+        step = langevin.best_log_step_size(Size(scale.shape[lead:]).numel())
+        return Tuning(scale.new_full(scale.shape[:lead], step), scale)
 
     def _free(self, value: Tensor) -> Tensor:
         return value if self._transform is None else self._transform.inv(value)
@@ -83,7 +80,7 @@ class LangevinMove:
                 at, rate = self._step(log_density, at, step_size, tuning.scale, generator)
                 rates.append(rate)
             acceptance = torch.stack(rates).mean(0)
-            log_step_size = tuning.log_step_size + _GAIN * (acceptance - _TARGET_ACCEPTANCE)
+            log_step_size = tuning.log_step_size + _GAIN * (acceptance - langevin.TARGET_ACCEPTANCE)
             result, result_log_density = at.position, at.log_density
             if self._transform is not None:
                 result = self._transform(at.position)
