@@ -2,6 +2,9 @@
 
 import copy
 import itertools
+import os
+import signal
+from pathlib import Path
 
 import matplotlib
 import pyro
@@ -240,6 +243,28 @@ SOURCES = {
     "loader": lambda: DataLoader(TensorDataset(two_modes(150)), batch_size=32, shuffle=True),
     "loader with a generator": lambda: DataLoader(two_modes(150), batch_size=32, shuffle=True, generator=seeded(9)),
 }
+
+
+def test_ctrl_c_loses_nothing(tmp_path: Path) -> None:
+    def interrupt(training: Training) -> None:
+        if training.num_done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def made() -> Training:
+        model = EnergyDistribution(QuadraticEnergy(nn.Parameter(torch.eye(2))))
+        return Training(model, ScoreMatching(), two_modes(200), num_steps=9, batch_size=64, generator=seeded(0))
+
+    path, handler = tmp_path / "state.pt", signal.getsignal(signal.SIGINT)
+    first = made()
+    with pytest.warns(TrainingWarning, match="interrupted after 5 of 9 steps"):
+        first.run(callbacks=[interrupt], save_to=path, progress_bar=False)
+    assert first.num_done == 5
+    assert signal.getsignal(signal.SIGINT) is handler
+    resumed, whole = made(), made()
+    resumed.load(path)
+    for each in (resumed, whole):
+        each.run(progress_bar=False)
+    assert same(resumed, whole)
 
 
 @pytest.mark.parametrize("source", SOURCES)

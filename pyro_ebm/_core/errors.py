@@ -102,4 +102,4 @@ class ConvergenceWarning(UserWarning):
 
 
 class TrainingWarning(UserWarning):
-    """A training goes on, but had to lower its learning rate."""
+    """A training goes on with a lower learning rate, or was interrupted."""

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from pyro_ebm._core.errors import NonFiniteError, StepTooLargeError, TrainingWarning
+from pyro_ebm._core.interruption import deferred_interruption
 from pyro_ebm._core.protocols import HasState
 from pyro_ebm._core.randomness import seeded, seeded_generator
 from pyro_ebm.energies.from_distribution import tensors_of
@@ -168,23 +169,35 @@ class Training:
     ) -> None:
         """Step to the end.
 
+        Ctrl-C ends the run after the step that it is at, with a warning: nothing is lost. A second one breaks in.
+
         Args:
             callbacks: each is called with the training after every step; one that returns `True` ends the run.
             save_to: a file for the state, written every `save_every` steps and at the end.
-            save_every: between savings. After an interruption, `load(path)` and `run` go on from the last one.
+            save_every: between savings. `load(path)` and `run` go on from the last one.
             progress_bar: whether to show one.
         """
-        with tqdm(total=self.num_steps, initial=self.num_done, desc="Fit", disable=not progress_bar) as bar:
-            stopped = False
+        stopped = False
+        with (
+            deferred_interruption() as interruption,
+            tqdm(total=self.num_steps, initial=self.num_done, desc="Fit", disable=not progress_bar) as bar,
+        ):
             while self.num_done < self.num_steps and not stopped:
                 self.step()
                 answers = [callback(self) for callback in callbacks]
-                stopped = any(answer is True for answer in answers)
+                stopped = interruption.asked or any(answer is True for answer in answers)
                 bar.update()
                 if not bar.disable and self.num_done % 10 == 0:
                     bar.set_postfix(self._shown(), refresh=False)
-                if save_to is not None and (self.num_done % save_every == 0 or stopped):
+                if save_to is not None and self.num_done % save_every == 0:
                     self.save(save_to)
+        if interruption.asked:
+            ways = "resume from it" if save_to is not None else "go on by run(); give save_to to keep it in a file"
+            warnings.warn(
+                f"Training: interrupted after {self.num_done} of {self.num_steps} steps, which are kept: {ways}.",
+                TrainingWarning,
+                stacklevel=2,
+            )
         if save_to is not None:
             self.save(save_to)
 
