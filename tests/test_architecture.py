@@ -30,6 +30,7 @@ DOORS = {
     "pyro": ("distributions/", "infer/", "graphs/"),
     "networkx": ("graphs/", "diagnostics/plots*"),
     "opt_einsum": ("graphs/", "diagnostics/plots*"),
+    "torchdiffeq": ("distributions/",),
     "arviz": ("diagnostics/",),
     "xarray": ("diagnostics/",),
     "h5netcdf": ("diagnostics/",),

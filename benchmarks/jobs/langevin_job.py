@@ -62,20 +62,27 @@ def by_pyro_ebm(target: str, steps: int) -> Seconds:
     return phases.sampling
 
 
-def by_torchebm(target: str, steps: int) -> Seconds:
-    from torchebm.core import BaseModel, DoubleWellModel
-    from torchebm.samplers import LangevinDynamics
+def torchebm_model(net: nn.Module) -> Any:
+    """A network as torchebm takes it."""
+    from torchebm.core import BaseModel
 
     class Network(BaseModel):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.net = network()
+            self.net = net
 
         def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
             energy: Tensor = self.net(x)
             return energy
 
-    model = Network() if target == "neural" else DoubleWellModel(barrier_height=BARRIER)
+    return Network()
+
+
+def by_torchebm(target: str, steps: int) -> Seconds:
+    from torchebm.core import DoubleWellModel
+    from torchebm.samplers import LangevinDynamics
+
+    model = torchebm_model(network()) if target == "neural" else DoubleWellModel(barrier_height=BARRIER)
     sampler = LangevinDynamics(model, step_size=STEP_SIZE, noise_scale=1.0)
     x = sampler.sample(x=torch.randn(CHAINS, *SHAPES[target]), n_steps=10)
     started = now()

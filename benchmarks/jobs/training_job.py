@@ -1,7 +1,7 @@
 """Training steps of an energy with walkers, by pyro_ebm, a loop by hand, or torchebm; float32, one thread.
 
-A network 784-256-256-1 over a standard normal base, 128 data in a step, and 1,000 walkers which two steps of Langevin
-dynamics move. By hand, as in pyro_ebm, these are Metropolis-adjusted, and walkers have weights: half of them drive the
+A network 784-256-256-1 over a standard normal base, 128 data in a step, and 1,000 walkers that Langevin dynamics move
+once or more. By hand, as in pyro_ebm, these are Metropolis-adjusted, and walkers have weights: half of them drive the
 gradient and half track log Z. torchebm's are neither adjusted nor weighted, and it moves 1,000 chains for 1,000 data.
 """
 
@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
 
 import torch
+from langevin_job import torchebm_model
 from measure import now
 from torch import Tensor, nn
 
-DATA, WALKERS, DIM, MOVES, RATE, GROUPS = 128, 1000, 784, 2, 1e-4, 10
+DATA, WALKERS, DIM, RATE, GROUPS = 128, 1000, 784, 1e-4, 10
 STEP_SIZE = 1e-3
 
 
@@ -32,13 +32,13 @@ def network() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def by_pyro_ebm(data: Callable[[], Tensor]) -> Callable[[], None]:
+def by_pyro_ebm(data: Callable[[], Tensor], moves: int) -> Callable[[], None]:
     from torch.distributions import Independent, Normal
 
     from pyro_ebm import EnergyDistribution, NeuralEnergy, PersistentWalkers
 
     net = network()
-    walkers = PersistentWalkers(WALKERS // 2, num_steps=MOVES, num_groups=GROUPS)
+    walkers = PersistentWalkers(WALKERS // 2, num_steps=moves, num_groups=GROUPS)
     base = Independent(Normal(torch.zeros(DIM), 1.0), 1)
     distribution = EnergyDistribution(NeuralEnergy(net, (DIM,)), base, log_normalizer=walkers)
     optimizer = torch.optim.Adam(net.parameters(), RATE)
@@ -52,7 +52,7 @@ def by_pyro_ebm(data: Callable[[], Tensor]) -> Callable[[], None]:
     return step
 
 
-def by_hand(data: Callable[[], Tensor]) -> Callable[[], None]:
+def by_hand(data: Callable[[], Tensor], moves: int) -> Callable[[], None]:
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), RATE)
     half = WALKERS // 2
@@ -94,7 +94,7 @@ def by_hand(data: Callable[[], Tensor]) -> Callable[[], None]:
             resample(part)
             if log_weight[part].abs().max() == 0:
                 log_z[group] += before
-        for _ in range(MOVES):
+        for _ in range(moves):
             forward = y + step_size * gradient
             proposal = forward + (2 * step_size).sqrt() * torch.randn_like(y)
             new_value, new_gradient = with_gradient(proposal)
@@ -117,24 +117,14 @@ def by_hand(data: Callable[[], Tensor]) -> Callable[[], None]:
     return step
 
 
-def by_torchebm(data: Callable[[], Tensor]) -> Callable[[], None]:
-    from torchebm.core import BaseModel
+def by_torchebm(data: Callable[[], Tensor], moves: int) -> Callable[[], None]:
     from torchebm.losses import ContrastiveDivergence
     from torchebm.samplers import LangevinDynamics
 
-    class Network(BaseModel):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-            energy: Tensor = self.net(x)
-            return energy
-
-    model = Network()
+    model = torchebm_model(network())
     sampler = LangevinDynamics(model, step_size=STEP_SIZE, noise_scale=1.0)
     loss_of = ContrastiveDivergence(
-        model, sampler, k_steps=MOVES, persistent=True, buffer_size=WALKERS, init_steps=0, new_sample_ratio=0.0
+        model, sampler, k_steps=moves, persistent=True, buffer_size=WALKERS, init_steps=0, new_sample_ratio=0.0
     )
     optimizer = torch.optim.Adam(model.parameters(), RATE)
 
@@ -151,13 +141,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--by", choices=["pyro_ebm", "hand", "torchebm"], required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--moves", type=int, required=True, help="of all walkers in a step")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(1)
     images = 0.5 * torch.randn(5000, DIM)
     batch = WALKERS if options.by == "torchebm" else DATA
     make = {"pyro_ebm": by_pyro_ebm, "hand": by_hand, "torchebm": by_torchebm}[options.by]
-    step = make(lambda: images[torch.randint(len(images), (batch,))])
+    step = make(lambda: images[torch.randint(len(images), (batch,))], options.moves)
     for _ in range(3):
         step()
     started = now()
