@@ -221,15 +221,15 @@ def digits(out: Path, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/energy_diffusion"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/energy_diffusion"), help="folder for the results")
     parser.add_argument("--steps", type=int, default=2000, help="of training each network")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    plane(options.out, options.steps)
-    digits(options.out, options.steps)
-    print(f"wrote {options.out}/plane.png and digits.png")
+    plane(options.output, options.steps)
+    digits(options.output, options.steps)
+    print(f"wrote {options.output}/plane.png and digits.png")
 
 
 if __name__ == "__main__":

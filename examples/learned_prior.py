@@ -177,6 +177,7 @@ def main() -> None:
         print(f"{name:20s} test log likelihood {found:.4f} nats, {(found - least) / (most - least):7.1%} of the gap")
     draw(panels, test, options.output / "priors.png")
     draw_chain(em, panels["MonteCarloEM"], options.output / "chains.png")
+    print(f"Pictures: {options.output / 'priors.png'}, {options.output / 'chains.png'}")
 
 
 if __name__ == "__main__":

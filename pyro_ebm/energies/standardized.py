@@ -42,10 +42,13 @@ class StandardizedEnergy(Energy):
             ):
                 raise EnergyShapeError(
                     f"StandardizedEnergy: got a {name} of shape {tuple(given.shape)}, expected one that broadcasts to "
-                    f"the event's {tuple(event_shape)}."
+                    f"the event's {tuple(event_shape)}. Take them from data (N, *event): data.mean(0), data.std(0)."
                 )
         if not bool((scale > 0).all()):
-            raise ValueError("StandardizedEnergy: got a scale that is not positive, expected all > 0.")
+            raise ValueError(
+                "StandardizedEnergy: got a scale that is not positive, expected all > 0. Clamp the scale of elements "
+                "that do not vary."
+            )
         super().__init__(event_shape, support=energy.support, batch_shape=energy.batch_shape)
         self.energy = energy
         self._hold(location=location, scale=scale)
@@ -70,5 +73,7 @@ def spread_of(data: Tensor) -> tuple[Tensor, Tensor]:
     scale = (data - mean).square().mean(0).sqrt()
     typical = scale.square().mean().sqrt()
     if not bool(typical > 0):
-        raise ValueError(f"got {len(data)} data that are all alike, expected some spread.")
+        raise ValueError(
+            f"got {len(data)} data that are all alike, expected some spread to standardise by. Check the data."
+        )
     return mean, torch.maximum(scale, 0.1 * typical)

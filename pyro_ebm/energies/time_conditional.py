@@ -218,7 +218,8 @@ def shared_event_shape(families: Sequence[TimeConditional], what: str) -> Size:
     shapes = {family.event_shape for family in families}
     if len(shapes) != 1:
         raise EnergyShapeError(
-            f"{what}: got event shapes {sorted(tuple(s) for s in shapes)}, expected one for all of the families."
+            f"{what}: got event shapes {sorted(tuple(s) for s in shapes)}, expected one for all of the families. "
+            "Sum families of energies over the same events."
         )
     return shapes.pop()
 
