@@ -100,7 +100,9 @@ def error(name: str, dim: int, seed: int) -> float:
     else:
         energy = Gaussian(dim, diagonal=diagonal)
         trained = EnergyDistribution(energy)
-    optimizer = torch.optim.Adam([*energy.parameters(), *objective.parameters()], RATE)
+    log_z = {"params": list(objective.parameters()), "lr": 10 * RATE}  # has further to go
+    groups = [{"params": list(energy.parameters())}, *([log_z] if log_z["params"] else [])]
+    optimizer = torch.optim.Adam(groups, RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / STEPS)))
     roots = []
     for step in range(STEPS):

@@ -190,7 +190,13 @@ def test_the_loop_by_hand_is_the_same() -> None:
     walkers = PersistentWalkers(64, num_steps=1, num_trackers=8)
     distribution = tilted(net, data, log_normalizer=walkers)
     training = Training(
-        distribution, NegativeLogLikelihood(), data, num_steps=60, learning_rate=1e-2, generator=seeded(5)
+        distribution,
+        NegativeLogLikelihood(),
+        data,
+        num_steps=60,
+        learning_rate=1e-2,
+        averaged_share=0.25,
+        generator=seeded(5),
     )
     renewal = Renewal()
     for _ in range(training.num_steps):

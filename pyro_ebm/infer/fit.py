@@ -32,7 +32,7 @@ _FITTED_TO = 10_000
 # The gradient's noise is what limits learning: most walkers drive it.
 _DRIVERS_TO_TRACKER = 8
 # What the likelihood by walkers is trained with.
-_LIKELIHOOD: TrainingOptions = {"num_steps": 2000, "learning_rate": 1e-2}
+_LIKELIHOOD: TrainingOptions = {"num_steps": 3000, "learning_rate": 1e-2, "averaged_share": 0.25}
 # Where annealing fails, walkers follow the parameters to their averages in so many parts, and move on for so long.
 _APPROACH, _SETTLE = 10, 50
 
@@ -106,7 +106,9 @@ def fit(
 
         walkers = PersistentWalkers(2000, num_steps=1, num_trackers=250)
         distribution = tilted(network, data, log_normalizer=walkers)
-        training = Training(distribution, NegativeLogLikelihood(), data, num_steps=2000, learning_rate=1e-2)
+        training = Training(
+            distribution, NegativeLogLikelihood(), data, num_steps=3000, learning_rate=1e-2, averaged_share=0.25
+        )
         renewal = Renewal()
         for _ in range(training.num_steps):
             training.step()
@@ -130,7 +132,8 @@ def fit(
         progress_bar: whether to show one.
         generator: seeds all that is random; torch's global one by default.
         options: of `Training`: `num_steps`, `batch_size`, `learning_rate`, and so on. For the likelihood there are
-            2,000 steps by default, and a learning rate of 0.01, which a large network may need smaller.
+            3,000 steps by default, of which the last quarter is averaged over, and a learning rate of 0.01, which a
+            large network may need smaller.
 
     Returns:
         The distribution, with its history.

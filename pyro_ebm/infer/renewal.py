@@ -15,7 +15,7 @@ _STEPS_PER_STAGE = 8
 
 
 class Renewal:
-    """A callback of `Training`: lets walkers start anew every so often, where that tells log Z better.
+    """A callback of `Training`: lets walkers start anew every so often, where annealing can.
 
     Walkers that have driven the gradient for long give modes that are far apart shares that are a little wrong, which
     learning then makes up for; new ones, annealed from the base, are wrong in another way each time, and that averages

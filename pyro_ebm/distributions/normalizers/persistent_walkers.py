@@ -11,6 +11,9 @@ from pyro_ebm.distributions.normalizers.surrogate import check_certain, check_fr
 from pyro_ebm.distributions.normalizers.walkers import Walkers
 from pyro_ebm.mcmc.moves import EnergyDensity
 
+# So many times as large an error of log Z is borne by those who start anew.
+_WORSE = 2.0
+
 
 class PersistentWalkers(Walkers):
     """Log Z by weighted persistent walkers: the default for learning.
@@ -78,13 +81,14 @@ class PersistentWalkers(Walkers):
         check_fresh(population.all_log_weights(), log_density, population.log_density)
 
     def renew(self, distribution: EnergyDensity) -> bool:
-        """Start anew, as `restart` does, if that tells log Z with a smaller error than following has by now.
+        """Start anew, as `restart` does, unless that tells log Z far worse than following does by now.
 
         Following adds up the noise of every change, so that the shares of modes far apart drift: those that drive the
         gradient come to say what learning wants to hear. New walkers know nothing of it.
 
         Returns:
-            Whether they were started anew; not either if annealing does not reach the density.
+            Whether they were started anew: not if the standard error were more than doubled, nor if annealing does not
+            reach the density.
         """
         population, _ = self._required()
         before = population, self._fingerprint, self.num_stages
@@ -92,7 +96,7 @@ class PersistentWalkers(Walkers):
             self.restart(distribution)
         except InitializationError:
             return False
-        renewed = bool((self.standard_error <= population.standard_error()).all())
+        renewed = bool((self.standard_error <= _WORSE * population.standard_error()).all())
         if not renewed:
             self._population, self._fingerprint, self.num_stages = before
         return renewed
