@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -27,14 +28,16 @@ from pyro_ebm import DenoisingScoreMatching, Fit, fit, tilted
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-SIDE, COMPONENTS = 8, 24
+SIDE, COMPONENTS, HIDDEN = 8, 24, 192
 NUM_SHOWN = 10
-SIGMA = 0.2  # of the noise, in units of the pixels, which are in [0, 1]
+SIGMA = 0.3  # of the noise, where pixels are in [0, 1]: about a third of the distance between nearest neighbours
 
 
 def learn(train: Tensor, num_steps: int) -> Fit:
     """The energy of what is normal."""
-    network = nn.Sequential(nn.Linear(COMPONENTS, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 1))
+    widths = [COMPONENTS, HIDDEN, HIDDEN, HIDDEN]
+    hidden = [layer for width in pairwise(widths) for layer in (nn.Linear(*width), nn.SiLU())]
+    network = nn.Sequential(*hidden, nn.Linear(HIDDEN, 1))
     smoothed = tilted(network, train + SIGMA * torch.randn_like(train))  # what score matching learns is smoothed, too
     return fit(smoothed, train, objective=DenoisingScoreMatching(SIGMA), num_steps=num_steps, batch_size=256)
 
