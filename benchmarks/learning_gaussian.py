@@ -2,8 +2,8 @@
 
 An energy `½ |Rᵀ x|² - bᵀ x` over 2 dims, with a full matrix R, or 20, with a diagonal one, is trained by Adam on all of
 4,096 data (kernel Stein: on 512 of them, whose pairs it compares) with fresh random numbers at every step, and its
-parameters averaged over the last third. The figures are the
-relative errors of the covariance, in the Frobenius norm, against the data's.
+parameters averaged over the last third. The figures are the relative errors of the covariance, in the Frobenius norm,
+against the data's.
 """
 
 from __future__ import annotations
