@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 
 import pyro
@@ -31,6 +32,7 @@ from pyro_ebm import (
     StepTooLargeError,
     StochasticPotentialError,
     TableEnergy,
+    TrainingWarning,
     WalkersDivergedError,
     spin,
 )
@@ -206,6 +208,27 @@ def test_discrete_states_by_gibbs_with_gradients() -> None:
         p.log_prob(states[:1])
     exact = torch.logsumexp(-energy(states), 0).detach()
     assert abs(float(walkers.value - exact)) < 5.2 * float(walkers.standard_error)
+
+
+def test_walkers_that_stand_still_are_told_of_once() -> None:
+    pyro.set_rng_seed(5)
+    coupling = nn.Parameter(torch.zeros(8, 8, dtype=torch.float64))
+    p = EnergyDistribution(Pairwise(coupling), log_normalizer=PersistentWalkers(200))
+
+    def follow(num_changes: int, *, by: float) -> list[warnings.WarningMessage]:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(num_changes):
+                with torch.no_grad():
+                    coupling.add_(by)
+                p.log_prob(torch.zeros(1, 8, dtype=torch.float64))
+        return [each for each in told if issubclass(each.category, TrainingWarning)]
+
+    assert not follow(60, by=0.002)
+    told = follow(100, by=0.05)  # to where single changes of all-on states are refused
+    assert len(told) == 1
+    assert "stand still" in str(told[0].message)
+    assert not follow(60, by=0.001)
 
 
 def svi_model(p: EnergyDistribution, x: Tensor) -> Callable[[], None]:

@@ -102,4 +102,4 @@ class ConvergenceWarning(UserWarning):
 
 
 class TrainingWarning(UserWarning):
-    """A training goes on with a lower learning rate, or was interrupted."""
+    """A training goes on, with a lower learning rate or walkers that hardly move, or was interrupted."""

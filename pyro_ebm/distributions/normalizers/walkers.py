@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.dtypes import like_of
-from pyro_ebm._core.errors import InitializationError
+from pyro_ebm._core.errors import InitializationError, TrainingWarning
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm.distributions._caller import moved_by_chains, scored_site
 from pyro_ebm.distributions.normalizers.draws import drawn
@@ -21,6 +22,9 @@ from pyro_ebm.distributions.normalizers.refresh import evaluated, moved_on, rewe
 from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
 from pyro_ebm.mcmc.moves import EnergyDensity, Move, Start, move_for
+
+# After so many refreshes running in which less than this share of the moves was accepted, walkers stand still.
+_STUCK_AFTER, _MIN_ACCEPTANCE = 50, 0.15
 
 
 class Walkers(ABC):
@@ -66,6 +70,7 @@ class Walkers(ABC):
         self.is_frozen = False
         self.num_refreshes = self.num_stages = 0
         self.acceptance_rate = float("nan")
+        self._num_stuck = 0
 
     # What a subclass says
 
@@ -161,7 +166,21 @@ class Walkers(ABC):
         self._fingerprint = kept(fingerprint(distribution))
         self.num_refreshes += 1
         self.acceptance_rate = float(moved.acceptance_rate.mean())
+        self._warn_if_stuck()
         return population
+
+    def _warn_if_stuck(self) -> None:
+        """Warn, each time that they come to a stop, where walkers stand still though their steps have adapted."""
+        self._num_stuck = self._num_stuck + 1 if self.acceptance_rate < _MIN_ACCEPTANCE else 0
+        if self._num_stuck == _STUCK_AFTER:
+            warnings.warn(
+                f"{type(self).__name__}: got less than {_MIN_ACCEPTANCE:.0%} of the moves accepted in each of the last "
+                f"{_STUCK_AFTER} refreshes, expected walkers that move: they stand still while the energy changes, so "
+                "that few of them will come to count. Lower the learning rate or decay the weights, so that the energy "
+                "stays smoother; give num_steps to move more; or give the energy a gibbs_step.",
+                TrainingWarning,
+                stacklevel=2,
+            )
 
     # What a user asks
 
@@ -260,6 +279,7 @@ class Walkers(ABC):
             "num_refreshes": self.num_refreshes,
             "num_stages": self.num_stages,
             "acceptance_rate": self.acceptance_rate,
+            "num_stuck": self._num_stuck,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -268,7 +288,7 @@ class Walkers(ABC):
         self._fingerprint = tuple(state["fingerprint"])
         self.is_frozen = state["is_frozen"]
         self.num_refreshes, self.num_stages = state["num_refreshes"], state["num_stages"]
-        self.acceptance_rate = state["acceptance_rate"]
+        self.acceptance_rate, self._num_stuck = state["acceptance_rate"], state["num_stuck"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Generators are not pickled; their states are."""
