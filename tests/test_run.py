@@ -36,7 +36,7 @@ from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
 from pyro_ebm.mcmc.covariance import ChosenCovariance, LowRankCovariance, PooledCovariance
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric
-from pyro_ebm.mcmc.run import Run, RunSettings
+from pyro_ebm.mcmc.run import Compile, Run, RunSettings
 
 Make = Callable[[LogDensity], Run]
 
@@ -329,7 +329,10 @@ def test_chees_learns_the_length_of_half_a_turn(scale: float, dim: int) -> None:
 @pytest.mark.parametrize("thinning", [2, 5])
 @parametrize(SAMPLERS, "sampler")
 def test_a_thinned_run_keeps_every_so_manieth_draw(sampler: SamplerCase, thinning: int) -> None:
-    """Of the same run: what is kept is the last of every `thinning` draws, with its diagnostics; the warm-up is not."""
+    """Of the same run: what is kept is the last of every `thinning` draws, with its diagnostics; the warm-up is not.
+
+    But `diverging` and `non_finite` are what any of them says.
+    """
     settings = RunSettings(num_samples=20, warmup_steps=12, save_warmup=True)
     plain = finish(well_run(sampler, settings))
     run = well_run(sampler, replace(settings, num_samples=20 // thinning, thinning=thinning))
@@ -341,9 +344,27 @@ def test_a_thinned_run_keeps_every_so_manieth_draw(sampler: SamplerCase, thinnin
     assert run.transitions == plain.transitions == 32
     kept = run.draws.draws()
     for name, value in plain.draws.draws().items():
-        assert torch.equal(kept[name], value[:, thinning - 1 :: thinning]), name
+        groups = value.unflatten(1, (-1, thinning))
+        assert torch.equal(kept[name], groups.any(2) if name in ("diverging", "non_finite") else groups[:, :, -1]), name
     for name, value in plain.warmup_draws.draws().items():
         assert torch.equal(run.warmup_draws.draws()[name], value), name
+
+
+@pytest.mark.parametrize("compile", ["no", "fast"])
+def test_no_divergence_between_draws_is_lost(compile: Compile) -> None:
+    """Saved and resumed in the midst of a draw, too."""
+    fixed = RunSettings(num_samples=200, warmup_steps=5, step_size=0.9, adapt_step_size=False, adapt_metric=False)
+    settings = replace(fixed, compile=compile)
+    plain = finish(well_run(MALA, settings))
+    each = plain.draws.draws()["diverging"].unflatten(1, (-1, 4)).any(2)
+    assert 0 < int(each.sum()) < each.numel()  # some draws, not all
+    assert int(each.sum()) > 2 * int(plain.draws.draws()["diverging"][:, 3::4].sum())  # and few at the last steps
+    run = well_run(MALA, replace(settings, num_samples=50, thinning=4))
+    while not run.finished:
+        run.advance()
+        run = reloaded(run, well_run(MALA, replace(settings, num_samples=50, thinning=4)))
+    assert torch.equal(run.draws.draws()["diverging"], each)
+    assert torch.equal(run.num_divergences, each.sum(-1))
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 30])

@@ -54,7 +54,8 @@ class MCMC:
         disable_progbar: hide the progress bar.
         save_params: sites to keep; by default all.
         save_warmup: whether `to_arviz` shall have the draws of the warm-up too.
-        thinning: of so many transitions after the warm-up, one is kept: `num_samples * thinning` are made.
+        thinning: of so many transitions after the warm-up, one is kept: `num_samples * thinning` are made. Its
+            `diverging` and `non_finite` tell of all since the one before.
         compile: whether the whole transition is compiled, as one program for all chains: in about two seconds, kept on
             disk for the next time, with the same draws up to rounding. `"auto"` compiles all but short runs, unless
             the model takes long. `True` also tries slower compilers where the fast one does not know an operation, and

@@ -120,6 +120,8 @@ class Run:
         self._in_window = torch.zeros(chains, dtype=torch.long, device=position.device)
         self._in_warmup = torch.zeros_like(self._in_window)
         self._diverged = torch.zeros_like(self._in_window)
+        quiet = torch.zeros(chains, dtype=torch.bool, device=position.device)
+        self._alarms = dict.fromkeys(_ALARMS, quiet)  # raised since the last draw
         self._diverged_in_window = torch.zeros_like(self._in_window)
         self._moved = torch.zeros_like(self._in_window)
         self._target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=position.device)
@@ -179,7 +181,7 @@ class Run:
 
     @property
     def num_divergences(self) -> Tensor:
-        """Divergent transitions since the warm-up, `(chains,)`."""
+        """Draws since the warm-up in whose transitions, those between draws included, a step diverged, `(chains,)`."""
         return self._diverged
 
     @property
@@ -243,7 +245,7 @@ class Run:
 
     def _tick(self, carry: Any, randomness: Any, constants: Any) -> tuple[Any, Any]:
         """One tick, as a function of tensors: what a program repeats."""
-        (state, adaptation, unkept), (metric, target, warming_up, adapting, thinning) = carry, constants
+        (state, adaptation, unkept, alarms), (metric, target, warming_up, adapting, thinning) = carry, constants
         randomness, minibatch = randomness
         density = whiten(metric, at_minibatch(self._traceable, minibatch))
         parameters = self.algorithm.parameters(adaptation, warming_up)
@@ -256,23 +258,25 @@ class Run:
         # What no chain keeps need not be computed.
         unkept = unkept + info.done
         kept = info.done & (unkept == thinning)
+        alarms = {name: alarm | (info.done & getattr(info, name)) for name, alarm in alarms.items()}
         said = {name: value for name, value in info._asdict().items() if name not in _NOT_RECORDED}
-        said["position"] = new_state.position
+        said |= {"position": new_state.position, **alarms}
         nothing = pytree.tree_map(torch.zeros_like, said)
         said = _where(ended, _where(kept.any(), said, nothing), nothing)
-        return (new_state, adaptation, unkept.masked_fill(kept, 0)), (info.done, said)
+        alarms = {name: alarm & ~kept for name, alarm in alarms.items()}
+        return (new_state, adaptation, unkept.masked_fill(kept, 0), alarms), (info.done, said)
 
     def _part_of_block(self) -> None:
         thinning = 1 if self.warming_up else self.draws.thinning
         settings = (self.warming_up, self.warming_up and self.settings.adapt_step_size, thinning)
         constants = (self.metric, self._target, *(torch.tensor(each, device=self._target.device) for each in settings))
-        carry = (self._state, self._adaptation, self.draws.transitions % thinning)
+        carry = (self._state, self._adaptation, self.draws.transitions % thinning, self._alarms)
         if self._program is None:
             self._program = self._make_program(carry, pytree.tree_map(lambda x: x[0], self._pending), constants)
         ahead = len(pytree.tree_leaves(self._pending)[0])
         ticks = ahead if self._program.rung == "C" else min(ahead, _SLOW_TICKS)
         randomness = pytree.tree_map(lambda x: x[:ticks], self._pending)
-        (self._state, self._adaptation, _), (done, said) = self._program(carry, randomness, constants)
+        (self._state, self._adaptation, _, self._alarms), (done, said) = self._program(carry, randomness, constants)
         self._pending = pytree.tree_map(lambda x: x[ticks:], self._pending) if ticks < ahead else None
         self._ticks += ticks
         self._record(done, said)
@@ -390,7 +394,7 @@ class Run:
 
     _COUNTS = ("_in_window", "_in_warmup", "_diverged", "_diverged_in_window", "_moved")
     _SAVED = ("_window", *_COUNTS, "_target", "_acceptance", "_ticks")
-    _TREES = ("metric", "_adaptation", "_estimator", "_mass", "_state")
+    _TREES = ("metric", "_adaptation", "_estimator", "_mass", "_state", "_alarms")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next block depends on, and the draws: tensors and numbers only."""
@@ -449,3 +453,5 @@ def _implausible(lp: Tensor, dim: int) -> Tensor:
 
 # What only the adaptation needs to know.
 _NOT_RECORDED = {"done", "criterion", "criterion_gradient"}
+# What a draw tells of all the transitions since the one before it.
+_ALARMS = ("diverging", "non_finite")
