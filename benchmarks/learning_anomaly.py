@@ -8,7 +8,6 @@ scikit-learn has. Each figure is a mean over the held-out classes 1, 4, 5, 7 and
 from __future__ import annotations
 
 import time
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -42,9 +41,15 @@ def digits_without(held_out: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def energies(train: Tensor, test: Tensor, seed: int) -> Tensor:
     """`-log p̃` at what is to be judged."""
     torch.manual_seed(seed)
-    widths = [COMPONENTS, HIDDEN, HIDDEN, HIDDEN]
-    hidden = [layer for width in pairwise(widths) for layer in (nn.Linear(*width), nn.SiLU())]
-    network = nn.Sequential(*hidden, nn.Linear(HIDDEN, 1))
+    network = nn.Sequential(
+        nn.Linear(COMPONENTS, HIDDEN),
+        nn.SiLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.SiLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.SiLU(),
+        nn.Linear(HIDDEN, 1),
+    )
     smoothed = tilted(network, train + SIGMA * torch.randn_like(train))  # what score matching learns is smoothed, too
     fit(
         smoothed,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -35,9 +34,15 @@ SIGMA = 0.3  # of the noise, where pixels are in [0, 1]: about a third of the di
 
 def learn(train: Tensor, num_steps: int) -> Fit:
     """The energy of what is normal."""
-    widths = [COMPONENTS, HIDDEN, HIDDEN, HIDDEN]
-    hidden = [layer for width in pairwise(widths) for layer in (nn.Linear(*width), nn.SiLU())]
-    network = nn.Sequential(*hidden, nn.Linear(HIDDEN, 1))
+    network = nn.Sequential(
+        nn.Linear(COMPONENTS, HIDDEN),
+        nn.SiLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.SiLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.SiLU(),
+        nn.Linear(HIDDEN, 1),
+    )
     smoothed = tilted(network, train + SIGMA * torch.randn_like(train))  # what score matching learns is smoothed, too
     return fit(smoothed, train, objective=DenoisingScoreMatching(SIGMA), num_steps=num_steps, batch_size=256)
 

@@ -11,8 +11,8 @@ from pyro_ebm.distributions.normalizers.surrogate import check_certain, check_fr
 from pyro_ebm.distributions.normalizers.walkers import Walkers
 from pyro_ebm.mcmc.moves import EnergyDensity
 
-# So many times as large an error of log Z is borne by those who start anew.
-_WORSE = 2.0
+# Walkers that start anew are kept unless the standard error of log Z is more than so many times what it was.
+_MAX_ERROR_RATIO = 2.0
 
 
 class PersistentWalkers(Walkers):
@@ -96,7 +96,7 @@ class PersistentWalkers(Walkers):
             self.restart(distribution)
         except InitializationError:
             return False
-        renewed = bool((self.standard_error <= _WORSE * population.standard_error()).all())
+        renewed = bool((self.standard_error <= _MAX_ERROR_RATIO * population.standard_error()).all())
         if not renewed:
             self._population, self._fingerprint, self.num_stages = before
         return renewed

@@ -170,14 +170,15 @@ class Walkers(ABC):
         return population
 
     def _warn_if_stuck(self) -> None:
-        """Warn, each time that they come to a stop, where walkers stand still though their steps have adapted."""
+        """Warn once, until they move again, where walkers stand still though their steps have adapted."""
         self._num_stuck = self._num_stuck + 1 if self.acceptance_rate < _MIN_ACCEPTANCE else 0
         if self._num_stuck == _STUCK_AFTER:
             warnings.warn(
-                f"{type(self).__name__}: got less than {_MIN_ACCEPTANCE:.0%} of the moves accepted in each of the last "
-                f"{_STUCK_AFTER} refreshes, expected walkers that move: they stand still while the energy changes, so "
-                "that few of them will come to count. Lower the learning rate or decay the weights, so that the energy "
-                "stays smoother; give num_steps to move more; or give the energy a gibbs_step.",
+                f"{type(self).__name__}: got {self.acceptance_rate:.1%} of the moves accepted, and in each of the last "
+                f"{_STUCK_AFTER} refreshes less than {_MIN_ACCEPTANCE:.0%}, expected more: walkers stand still while "
+                "the energy changes, so that few of them will come to count. Lower the learning rate, or let the "
+                "optimizer decay the parameters, so that the energy stays smoother; move walkers more by num_steps; "
+                "or, where states are discrete, give the energy a gibbs_step.",
                 TrainingWarning,
                 stacklevel=2,
             )
