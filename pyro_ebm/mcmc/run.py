@@ -121,7 +121,8 @@ class Run:
         self._in_warmup = torch.zeros_like(self._in_window)
         self._diverged = torch.zeros_like(self._in_window)
         quiet = torch.zeros(chains, dtype=torch.bool, device=position.device)
-        self._alarms = dict.fromkeys(_ALARMS, quiet)  # raised since the last draw
+        # Raised since the last draw; where every transition makes one, they would only cost time.
+        self._alarms = dict.fromkeys(_ALARMS, quiet) if self.draws.thinning > 1 else {}
         self._diverged_in_window = torch.zeros_like(self._in_window)
         self._moved = torch.zeros_like(self._in_window)
         self._target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=position.device)
