@@ -23,8 +23,8 @@ from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
 from pyro_ebm.mcmc.moves import EnergyDensity, Move, Start, move_for
 
-# After so many refreshes running in which less than this share of the moves was accepted, walkers stand still.
-_STUCK_AFTER, _MIN_ACCEPTANCE = 50, 0.15
+# After so many refreshes running in which too few moves were accepted, walkers stand still.
+_STUCK_AFTER = 50
 
 
 class Walkers(ABC):
@@ -166,16 +166,16 @@ class Walkers(ABC):
         self._fingerprint = kept(fingerprint(distribution))
         self.num_refreshes += 1
         self.acceptance_rate = float(moved.acceptance_rate.mean())
-        self._warn_if_stuck()
+        self._warn_if_stuck(move.least_acceptance)
         return population
 
-    def _warn_if_stuck(self) -> None:
-        """Warn once, until they move again, where walkers stand still though their steps have adapted."""
-        self._num_stuck = self._num_stuck + 1 if self.acceptance_rate < _MIN_ACCEPTANCE else 0
+    def _warn_if_stuck(self, least: float) -> None:
+        """Warn once, until they move again, where walkers stand still."""
+        self._num_stuck = self._num_stuck + 1 if self.acceptance_rate < least else 0
         if self._num_stuck == _STUCK_AFTER:
             warnings.warn(
                 f"{type(self).__name__}: got {self.acceptance_rate:.1%} of the moves accepted, and in each of the last "
-                f"{_STUCK_AFTER} refreshes less than {_MIN_ACCEPTANCE:.0%}, expected more: walkers stand still while "
+                f"{_STUCK_AFTER} refreshes less than {least:.0%}, expected more: walkers stand still while "
                 "the energy changes, so that few of them will come to count. Lower the learning rate, or let the "
                 "optimizer decay the parameters, so that the energy stays smoother; move walkers more by num_steps; "
                 "or, where states are discrete, give the energy a gibbs_step.",

@@ -17,6 +17,7 @@ class GibbsMove:
     """
 
     usual_steps = 1
+    least_acceptance = 0.0
     needs_gradient = False
 
     def __init__(self, energy: HasGibbsStep) -> None:

@@ -28,6 +28,7 @@ class GibbsWithGradientsMove:
     """
 
     needs_gradient = True
+    least_acceptance = 0.01  # there is no step to adapt: a sure density refuses most changes, as it should
 
     def __init__(self, support: Constraint, event_shape: Size) -> None:
         found = state_range(support)

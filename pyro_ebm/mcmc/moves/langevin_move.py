@@ -41,6 +41,7 @@ class LangevinMove:
     """
 
     usual_steps = 2
+    least_acceptance = 0.15  # the step follows the acceptance, and should have found more
     needs_gradient = True
 
     def __init__(self, support: Constraint, event_shape: Size) -> None:

@@ -100,6 +100,11 @@ class Move(Protocol):
         ...
 
     @property
+    def least_acceptance(self) -> float:
+        """The share of its proposals of which less is accepted only where walkers stand still."""
+        ...
+
+    @property
     def needs_gradient(self) -> bool:
         """Whether it asks for the density's gradient, which is then to be given at the start."""
         ...
