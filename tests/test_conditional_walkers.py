@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +14,17 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor, nn
 
-from pyro_ebm import ConditionalWalkers, EnergyDistribution, EnergyShapeError, energy
+from pyro_ebm import (
+    MCMC,
+    NUTS,
+    AnchorError,
+    ConditionalWalkers,
+    EnergyDistribution,
+    EnergyShapeError,
+    StochasticPotentialError,
+    TrainingWarning,
+    energy,
+)
 
 
 def tilted(slope: Tensor, context: Tensor, normalizer: object) -> EnergyDistribution:
@@ -85,6 +97,86 @@ def test_svi_learns_a_conditional_energy_under_subsampling() -> None:
     likeliest = float(-(context * x).sum() / context.square().sum())
     # With walkers for each datum, of the noise of a minibatch what is left of it at the end of a falling step size.
     assert abs(float(pyro.param("slope").detach()) - likeliest) < 0.02
+
+
+def posterior_model(walkers: ConditionalWalkers, context: Tensor, x: Tensor) -> Callable[[], None]:
+    def model() -> None:
+        slope = pyro.sample("slope", dist.Normal(torch.zeros((), dtype=torch.double), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", tilted(slope, context, walkers[:]), obs=x)
+
+    return model
+
+
+def test_nuts_over_parameters_with_frozen_walkers() -> None:
+    """By conjugacy: `x` given its context is `N(-slope c, 1)`."""
+    pyro.set_rng_seed(6)
+    context = contexts(30)
+    x = -0.5 * context + torch.randn(30, dtype=torch.double)
+    precision = 1 + float(context.square().sum())
+    mean, sd = -float((context * x).sum()) / precision, precision**-0.5
+    walkers = ConditionalWalkers(30, 500)
+    with pytest.raises(StochasticPotentialError, match="freeze"):
+        MCMC(NUTS(posterior_model(walkers, context, x)), num_samples=2, warmup_steps=2).run()
+    slope = nn.Parameter(torch.tensor(mean, dtype=torch.double))
+    tilted(slope, context, walkers[:]).log_prob(x)
+    walkers.freeze()
+    mcmc = MCMC(NUTS(posterior_model(walkers, context, x)), num_samples=300, warmup_steps=200, num_chains=4)
+    mcmc.run()
+    draws = mcmc.get_samples()["slope"]
+    # The score of walkers, 1000 for each datum that weigh within a factor of two of equal, errs by
+    # sqrt(Σ c² 2 / 1000), against a posterior precision of 1 + Σ c²; 400 draws or more count.
+    error = math.hypot(math.sqrt(2 * (precision - 1) / 1000) / precision, sd / 20)
+    assert abs(float(draws.mean()) - mean) < 4.5 * error
+    assert abs(float(draws.std()) / sd - 1) < 4.5 / math.sqrt(2 * 400) + 0.05
+    with torch.no_grad():
+        slope.fill_(mean + 5)
+    with pytest.raises(AnchorError, match="unfreeze"):
+        walkers[:].check(tilted(slope, context, walkers[:]))
+    with pytest.raises(AnchorError, match="frozen"):
+        tilted(slope, context, walkers[:]).log_prob(x)
+    pickled = pickle.loads(pickle.dumps(walkers))
+    assert pickled.is_frozen
+    walkers.unfreeze()
+    assert tilted(slope, context, walkers[:]).log_prob(x).isfinite().all()
+
+
+def test_walkers_frozen_far_from_the_posterior_are_told_of_after_nuts() -> None:
+    pyro.set_rng_seed(7)
+    context = contexts(30)
+    walkers = ConditionalWalkers(30, 100)
+    tilted(torch.tensor(4.0), context, walkers[:]).log_prob(torch.zeros(30).double())
+    walkers.freeze()
+    mcmc = MCMC(NUTS(posterior_model(walkers, context, torch.zeros(30).double())), num_samples=100, warmup_steps=50)
+    with pytest.raises(AnchorError, match='at site "x", at'):
+        mcmc.run()
+
+
+def test_frozen_walkers_start_for_no_datum() -> None:
+    walkers = ConditionalWalkers(6)
+    tilted(torch.tensor(1.0), contexts(3), walkers[:3]).log_prob(torch.zeros(3).double())
+    walkers.freeze()
+    with pytest.raises(AnchorError, match="3 data that no walker has seen"):
+        tilted(torch.tensor(1.0), contexts(3), walkers[3:]).log_prob(torch.zeros(3).double())
+
+
+def test_walkers_that_stand_still_are_told_of() -> None:
+    """Where densities narrow faster than the step of MALA follows."""
+    pyro.set_rng_seed(8)
+    precision, walkers = nn.Parameter(torch.ones((), dtype=torch.double)), ConditionalWalkers(3, 100)
+    narrow = energy(lambda x: (precision - 1) * x**2 / 2, event_shape=(), batch_shape=(3,))
+    p = EnergyDistribution(narrow, dist.Normal(0.0, 1.0), log_normalizer=walkers[:])
+
+    def narrow_on(times: int) -> None:
+        for _ in range(times):
+            p.log_prob(torch.zeros(3).double())
+            with torch.no_grad():
+                precision.mul_(1.2)
+
+    with pytest.warns(TrainingWarning, match="ConditionalWalkers: got .* stand still") as told:
+        narrow_on(80)
+    assert len(told) == 1
+    assert told[0].filename == __file__  # the user's line
 
 
 def test_saved_walkers_go_on_to_the_same_numbers() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from pyro_ebm._core.errors import ConvergenceWarning
+from pyro_ebm._core.warn import warn
 from pyro_ebm.graphs.exact import Marginals
 from pyro_ebm.graphs.stacking import Stack
 
@@ -85,11 +85,10 @@ def conclude(
     missing = int((~converged).sum())
     if missing:
         which = f"{missing} of {len(converged)} graphs of the batch" if stack.tables.batch_shape else "the graph"
-        warnings.warn(
+        warn(
             f"{description}: {which} did not converge in {len(residuals)} iterations: the last one changed "
             f"{float(residuals[-1].max()):.1e}, expected at most {tolerance:.1e}. {remedy}",
             ConvergenceWarning,
-            stacklevel=3,
         )
     batch_shape = stack.tables.batch_shape
     return Approximation(

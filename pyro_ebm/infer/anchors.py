@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ebm._core.errors import AnchorError
 from pyro_ebm.distributions.energy_distribution import energy_distribution_of
-from pyro_ebm.distributions.normalizers.walkers import Walkers
+from pyro_ebm.distributions.normalizers.normalizer import CanFreeze
 from pyro_ebm.infer.messengers import AtValues
 from pyro_ebm.infer.model_target import ModelTarget
 
@@ -37,8 +37,8 @@ class _CheckWalkers(AtValues):
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         energy = energy_distribution_of(msg["fn"])
-        walkers = None if energy is None else energy.log_normalizer
-        if energy is None or not isinstance(walkers, Walkers) or not walkers.is_frozen:
+        walkers: object = None if energy is None else energy.log_normalizer
+        if energy is None or not isinstance(walkers, CanFreeze) or not walkers.is_frozen:
             return
         self.found[msg["name"]] = None
         try:

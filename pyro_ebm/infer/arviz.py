@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +10,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_ebm._core.errors import BatchingError
+from pyro_ebm._core.warn import warn
 from pyro_ebm.diagnostics.inference_data import inference_data
 from pyro_ebm.infer.structure import Structure
 from pyro_ebm.infer.target import Target, build_target
@@ -197,7 +197,7 @@ def _pyro_target(mcmc: Any) -> Target | None:
         error: Exception | str = target.concern
     except BatchingError as refused:
         error = refused
-    warnings.warn(f"to_arviz: only draws and divergences are converted. {error}", UserWarning, stacklevel=3)
+    warn(f"to_arviz: only draws and divergences are converted. {error}", UserWarning)
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 
 from pyro_ebm._core.errors import InitializationError, SamplingWarning
 from pyro_ebm._core.randomness import seeded_generator
+from pyro_ebm._core.warn import warn
 from pyro_ebm.diagnostics.convergence import convergence, summary_table
 from pyro_ebm.infer.anchors import check_anchors
 from pyro_ebm.infer.arviz import to_arviz
@@ -202,7 +202,7 @@ class MCMC:
     def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
         target = self.kernel.target(args, kwargs)
         if target.concern is not None:
-            warnings.warn(target.concern, SamplingWarning, stacklevel=3)
+            warn(target.concern, SamplingWarning)
         unknown = set(self.save_params or ()) - set(target.structure.latents)
         if unknown:
             raise ValueError(
@@ -260,11 +260,10 @@ class MCMC:
             show_progress(bar, run)
         except KeyboardInterrupt:
             kept = int(run.draws.counts.min().clamp(max=self.num_samples)) if not run.warming_up else 0
-            warnings.warn(
+            warn(
                 f"interrupted: {kept} of {self.num_samples} draws of each of {self.num_chains} chains are kept; "
                 "resume() goes on.",
                 SamplingWarning,
-                stacklevel=3,
             )
         finally:
             bar.close()
@@ -273,13 +272,12 @@ class MCMC:
             if self._folder is not None:
                 self._folder.unlock()
         if self.compile is True and run.concerns:
-            warnings.warn(
+            warn(
                 f"compile=True: the run is {run.rung}, not compiled as a whole: {'; '.join(run.concerns)}.",
                 SamplingWarning,
-                stacklevel=3,
             )
         for message in concerns(run):
-            warnings.warn(message, SamplingWarning, stacklevel=3)
+            warn(message, SamplingWarning)
         if run.finished and isinstance(self._target, ModelTarget):
             check_anchors(self._target, self.recorded()["position"])
 

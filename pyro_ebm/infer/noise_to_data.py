@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import SamplingWarning
+from pyro_ebm._core.warn import warn
 from pyro_ebm.energies import Energy, TimeConditional
 from pyro_ebm.energies.time_conditional import levels_for
 from pyro_ebm.mcmc.annealed_langevin import first_log_step, visit
@@ -175,12 +175,11 @@ class _Descent(NamedTuple):
             if float(found.acceptance_rate) < _LOW_ACCEPTANCE:
                 low.append(f"{float(level.sigma):.3g}")
         if low:
-            warnings.warn(
+            warn(
                 f"{self.what}: got a mean acceptance below {_LOW_ACCEPTANCE} at the noise levels {', '.join(low)}: the "
                 "energy is far more curved there than 1/σ². Take more steps, or levels closer together; look at the "
                 "energy.",
                 SamplingWarning,
-                stacklevel=3,
             )
         return value
 

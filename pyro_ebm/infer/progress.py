@@ -52,8 +52,9 @@ def concerns(run: Run) -> Iterator[str]:
     if diverged:
         named = ", ".join(f"{chain}: {number}" for chain, number in list(diverged.items())[:_MOST_NAMED])
         more = ", ..." if len(diverged) > _MOST_NAMED else ""
+        what = "divergent transitions" if run.draws.thinning == 1 else "draws with divergent transitions"
         yield (
-            f"{sum(diverged.values())} divergent transitions in {len(diverged)} of {run.num_chains} chains (chain: "
+            f"{sum(diverged.values())} {what} in {len(diverged)} of {run.num_chains} chains (chain: "
             f"number {named}{more}): {run.algorithm.remedy}."
         )
     lost = recorded["non_finite"].sum(-1)

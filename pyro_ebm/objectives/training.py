@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from pyro_ebm._core.errors import NonFiniteError, StepTooLargeError, TrainingWar
 from pyro_ebm._core.interruption import deferred_interruption
 from pyro_ebm._core.protocols import HasState
 from pyro_ebm._core.randomness import seeded, seeded_generator
+from pyro_ebm._core.warn import warn
 from pyro_ebm.energies.from_distribution import tensors_of
 from pyro_ebm.objectives.batches import Batch, Data, batches_of
 from pyro_ebm.objectives.fitted import Fitted
@@ -193,10 +193,9 @@ class Training:
                     self.save(save_to)
         if interruption.asked:
             ways = "resume from it" if save_to is not None else "go on by run(); give save_to to keep it in a file"
-            warnings.warn(
+            warn(
                 f"Training: interrupted after {self.num_done} of {self.num_steps} steps, which are kept: {ways}.",
                 TrainingWarning,
-                stacklevel=2,
             )
         if save_to is not None:
             self.save(save_to)
@@ -222,11 +221,10 @@ class Training:
             if self._halved or not self._before:
                 raise
             self._halved = True
-            warnings.warn(
+            warn(
                 f"Training: step {self.num_done} was too large for the walkers. Half of it was taken back, and the "
                 f"learning rate is halved from now on. To avoid this, use learning_rate={self.learning_rate / 2:g}.",
                 TrainingWarning,
-                stacklevel=3,
             )
             with torch.no_grad():
                 for parameter, before in zip(self._parameters, self._before, strict=True):

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.dtypes import like_of
-from pyro_ebm._core.errors import EnergyShapeError
+from pyro_ebm._core.errors import AnchorError, EnergyShapeError
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm.distributions._caller import moved_by_chains, scored_site
 from pyro_ebm.distributions.normalizers.draws import drawn
@@ -18,7 +18,8 @@ from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_co
 from pyro_ebm.distributions.normalizers.population import Population, counts, restored, saved
 from pyro_ebm.distributions.normalizers.refresh import evaluated, is_step_too_large, moved_on, reweighted
 from pyro_ebm.distributions.normalizers.start import started
-from pyro_ebm.distributions.normalizers.surrogate import check_certain, check_fresh, surrogate
+from pyro_ebm.distributions.normalizers.stillness import Stillness
+from pyro_ebm.distributions.normalizers.surrogate import check_anchor, check_certain, check_fresh, surrogate
 from pyro_ebm.mcmc.moves import EnergyDensity, Tuning, move_for
 
 
@@ -29,7 +30,7 @@ class ConditionalWalkers:
     batch shape. Walkers of a datum are taken up where they were left when it was seen last, and follow the parameters
     from there, as `PersistentWalkers` do; where these have changed so much that too few walkers are of use, they start
     anew, annealed from the base. For contexts that no walker has seen, at test time, use `PersistentWalkers` of their
-    own for each batch.
+    own for each batch. Parameters of the energy are sampled by MCMC after `freeze()`, in a plate of all data.
 
     Args:
         num_data: the size of the plate.
@@ -72,6 +73,8 @@ class ConditionalWalkers:
         self._generator = generator
         self._population: Population | None = None
         self._seen = torch.zeros(num_data, dtype=torch.bool)
+        self._stillness = Stillness()
+        self.is_frozen = False
 
     def __getitem__(self, index: Tensor | slice) -> WalkersOfData:
         """The normaliser of a minibatch: of the data at an index `(n,)`, such as a plate gives, or a slice."""
@@ -93,6 +96,11 @@ class ConditionalWalkers:
             self._generator = seeded_generator(like_of(distribution.energy).device)
         new = ~self._seen[rows]
         if bool(new.any()):
+            if self.is_frozen:
+                raise AnchorError(
+                    f"ConditionalWalkers: got {int(new.sum())} data that no walker has seen, and frozen ones, "
+                    "expected walkers to be started for all data, by a pass over them, before freeze()."
+                )
             fresh, _ = started(distribution, *self._counted, self._generator)
             if self._population is None:
                 self._population = _room(fresh, self.num_data)
@@ -100,9 +108,17 @@ class ConditionalWalkers:
             self._seen[rows] = True
         return self._required().at(rows), self._generator
 
-    def left(self, rows: Tensor, population: Population) -> None:
-        """Leave the walkers of some data where they are now."""
+    def left(self, rows: Tensor, population: Population, acceptance_rate: float, least: float) -> None:
+        """Leave the walkers of some data where they are now.
+
+        Args:
+            rows: which data.
+            population: their walkers.
+            acceptance_rate: of the moves that took them there.
+            least: of which less is accepted only where walkers stand still.
+        """
         self._required().put(rows, population)
+        self._stillness.note("ConditionalWalkers", acceptance_rate, least)
 
     def restarted(self, distribution: EnergyDensity, old: Population, which: Tensor) -> Population:
         """Those at `which`, `(n,)` booleans, annealed anew from the base, and the others as they are."""
@@ -112,6 +128,18 @@ class ConditionalWalkers:
         fresh, _ = started(distribution, *self._counted, self._generator)
         old.put(rows, fresh.at(rows))
         return old
+
+    def freeze(self) -> None:
+        """Hold the walkers where they are: log Z of each datum becomes a fixed function, fit for MCMC over parameters.
+
+        It is right near the parameters where they are frozen; `AnchorError` says where it is not.
+        """
+        self._required()
+        self.is_frozen = True
+
+    def unfreeze(self) -> None:
+        """Let the walkers follow the parameters again."""
+        self.is_frozen = False
 
     def _required(self) -> Population:
         if self._population is None:
@@ -135,12 +163,18 @@ class ConditionalWalkers:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on."""
-        return {**saved(self._population, self._generator), "seen": self._seen.clone()}
+        return {
+            **saved(self._population, self._generator),
+            "seen": self._seen.clone(),
+            "is_frozen": self.is_frozen,
+            "num_still": self._stillness.count,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved."""
         self._population, self._generator = restored(state)
         self._seen = state["seen"].clone()
+        self.is_frozen, self._stillness = state["is_frozen"], Stillness(state["num_still"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Generators are not pickled; their states are."""
@@ -171,10 +205,11 @@ class WalkersOfData:
             EnergyShapeError: if the batch shape is not `(n,)`.
             NormalizerError: as for `PersistentWalkers`, but where parameters change much: the walkers then start anew.
         """
-        refuse_compilation()
+        if not self.is_frozen:
+            refuse_compilation()
         in_mcmc = moved_by_chains()
         population, generator = self._walkers.taken(self._rows, distribution)
-        if in_mcmc or not torch.is_grad_enabled():
+        if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
             return self._as_it_is(distribution, population, in_mcmc=in_mcmc)
         move = move_for(distribution)
         at = evaluated(distribution, population, move, population.num_drivers)
@@ -185,19 +220,38 @@ class WalkersOfData:
                 at = evaluated(distribution, population, move, population.num_drivers)
             steps = self._walkers.num_steps or move.usual_steps
             population = reweighted(population, at.log_density, "walkers of data")
-            moved, _ = moved_on(
+            left, moved = moved_on(
                 distribution, population, move, generator, num_steps=steps, start=at.start, when="walkers of data"
             )
-            self._walkers.left(self._rows, moved)
+            self._walkers.left(self._rows, left, float(moved.acceptance_rate.mean()), move.least_acceptance)
         return surrogate(population.log_normalizer(), population.driver_log_weights(), at.drivers, at.drivers)
 
     def _as_it_is(self, distribution: EnergyDensity, population: Population, *, in_mcmc: bool) -> Tensor:
         log_density, log_weights = distribution.unnormalized_log_prob(population.value), population.all_log_weights()
-        check_potential(log_density, scored_site())
-        if not in_mcmc:
-            check_fresh(log_weights, log_density, population.log_density)
-            check_certain(population.standard_error())
+        if not self.is_frozen:
+            check_potential(log_density, scored_site())
+            if not in_mcmc:
+                check_fresh(log_weights, log_density, population.log_density)
+                check_certain(population.standard_error())
+        elif not in_mcmc:
+            check_anchor(log_weights, log_density.detach(), population.log_density)
         return surrogate(population.log_normalizer(), log_weights, log_density, population.log_density)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether all walkers are held where they are."""
+        return self._walkers.is_frozen
+
+    def check(self, distribution: EnergyDensity) -> None:
+        """See `PersistentWalkers.check`: of these data.
+
+        Raises:
+            AnchorError: if parameters are too far from those at which the walkers were frozen.
+        """
+        with torch.no_grad():
+            population, _ = self._walkers.taken(self._rows, distribution)
+            log_density = distribution.unnormalized_log_prob(population.value)
+            check_anchor(population.all_log_weights(), log_density, population.log_density)
 
     def draw(self, distribution: EnergyDensity, sample_shape: Size) -> Tensor:
         """Values of walkers, by their weights, and moved on, `(*sample, n, *event)`."""

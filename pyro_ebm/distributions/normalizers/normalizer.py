@@ -31,3 +31,17 @@ class HasDraws(Protocol):
     def draw(self, distribution: EnergyDensity, sample_shape: Size) -> Tensor:
         """Draws `(*sample, *batch, *event)` of a distribution as it was constructed."""
         ...
+
+
+@runtime_checkable
+class CanFreeze(Protocol):
+    """A normaliser that can hold its log Z as a fixed function of the parameters, which is right near where it does."""
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def check(self, distribution: EnergyDensity) -> None:
+        """Raise `AnchorError` where a distribution, as it was constructed, is too far from there."""
+        ...

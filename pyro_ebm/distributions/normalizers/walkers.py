@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.dtypes import like_of
-from pyro_ebm._core.errors import InitializationError, TrainingWarning
+from pyro_ebm._core.errors import InitializationError
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm.distributions._caller import moved_by_chains, scored_site
 from pyro_ebm.distributions.normalizers.draws import drawn
@@ -20,11 +19,9 @@ from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_co
 from pyro_ebm.distributions.normalizers.population import Population, counts, restored, saved
 from pyro_ebm.distributions.normalizers.refresh import evaluated, moved_on, reweighted
 from pyro_ebm.distributions.normalizers.start import started
+from pyro_ebm.distributions.normalizers.stillness import Stillness
 from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
 from pyro_ebm.mcmc.moves import EnergyDensity, Move, Start, move_for
-
-# After so many refreshes running in which too few moves were accepted, walkers stand still.
-_STUCK_AFTER = 50
 
 
 class Walkers(ABC):
@@ -70,7 +67,7 @@ class Walkers(ABC):
         self.is_frozen = False
         self.num_refreshes = self.num_stages = 0
         self.acceptance_rate = float("nan")
-        self._num_stuck = 0
+        self._stillness = Stillness()
 
     # What a subclass says
 
@@ -166,22 +163,8 @@ class Walkers(ABC):
         self._fingerprint = kept(fingerprint(distribution))
         self.num_refreshes += 1
         self.acceptance_rate = float(moved.acceptance_rate.mean())
-        self._warn_if_stuck(move.least_acceptance)
+        self._stillness.note(type(self).__name__, self.acceptance_rate, move.least_acceptance)
         return population
-
-    def _warn_if_stuck(self, least: float) -> None:
-        """Warn once, until they move again, where walkers stand still."""
-        self._num_stuck = self._num_stuck + 1 if self.acceptance_rate < least else 0
-        if self._num_stuck == _STUCK_AFTER:
-            warnings.warn(
-                f"{type(self).__name__}: got {self.acceptance_rate:.1%} of the moves accepted, and in each of the last "
-                f"{_STUCK_AFTER} refreshes less than {least:.0%}, expected more: walkers stand still while "
-                "the energy changes, so that few of them will come to count. Lower the learning rate, or let the "
-                "optimizer decay the parameters, so that the energy stays smoother; move walkers more by num_steps; "
-                "or, where states are discrete, give the energy a gibbs_step.",
-                TrainingWarning,
-                stacklevel=2,
-            )
 
     # What a user asks
 
@@ -280,7 +263,7 @@ class Walkers(ABC):
             "num_refreshes": self.num_refreshes,
             "num_stages": self.num_stages,
             "acceptance_rate": self.acceptance_rate,
-            "num_stuck": self._num_stuck,
+            "num_still": self._stillness.count,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -289,7 +272,7 @@ class Walkers(ABC):
         self._fingerprint = tuple(state["fingerprint"])
         self.is_frozen = state["is_frozen"]
         self.num_refreshes, self.num_stages = state["num_refreshes"], state["num_stages"]
-        self.acceptance_rate, self._num_stuck = state["acceptance_rate"], state["num_stuck"]
+        self.acceptance_rate, self._stillness = state["acceptance_rate"], Stillness(state["num_still"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Generators are not pickled; their states are."""
