@@ -45,32 +45,34 @@ class Loop:
 def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     """Arrange statements in loops: each as early as its operands allow, in the company of others of its sizes."""
     waiting, done, loops = list(chosen), set(range(len(statements))) - set(chosen), []
+    nests = {i: (_trimmed(statements[i].sizes), _guards(statements[i])) for i in waiting}
     while waiting:
         seed = next(i for i in waiting if statements[i].after <= done and statements[i].replaces - {i} <= done)
-        loop = Loop(_trimmed(statements[seed].sizes), _guards(statements[seed]))
-        # What this loop writes: where, and whether a later statement of it may read it in the same place.
-        written: dict[int, Access | None] = {}
-        members: set[int] = set()
-        joined = True
-        while joined:
-            joined = False
-            for i in waiting:
-                if i not in members and _fits(statements, i, loop, members, done, written):
-                    members.add(i)
-                    loop.statements.append(i)
-                    joined = True
-                    statement = statements[i]
-                    plain = statement.fold is None and isinstance(statement.target, View)
-                    written[statement.target_view.buffer] = statement.target_view.access if plain else None
-                    if statement.code is not None:
-                        joined = False
-                        break
-            if loop.statements and statements[loop.statements[0]].code is not None:
-                break
+        loop = Loop(*nests[seed], [seed] if statements[seed].code is not None else [])
+        if not loop.statements:
+            _fill(loop, statements, [i for i in waiting if nests[i] == nests[seed]], done)
         loops.append(loop)
-        done |= members
-        waiting = [i for i in waiting if i not in members]
+        done.update(loop.statements)
+        waiting = [i for i in waiting if i not in done]
     return loops
+
+
+def _fill(loop: Loop, statements: list[Statement], candidates: list[int], done: set[int]) -> None:
+    """Take all statements into a loop that can be there, in an order that they can have."""
+    # What this loop writes: where, and whether a later statement of it may read it in the same place.
+    written: dict[int, Access | None] = {}
+    members: set[int] = set()
+    joined = True
+    while joined:
+        joined = False
+        for i in candidates:
+            if i not in members and _fits(statements, i, members, done, written):
+                members.add(i)
+                loop.statements.append(i)
+                joined = True
+                statement = statements[i]
+                plain = statement.fold is None and isinstance(statement.target, View)
+                written[statement.target_view.buffer] = statement.target_view.access if plain else None
 
 
 def _guards(statement: Statement) -> frozenset[tuple[Access, bool]]:
@@ -80,17 +82,14 @@ def _guards(statement: Statement) -> frozenset[tuple[Access, bool]]:
 def _fits(
     statements: list[Statement],
     number: int,
-    loop: Loop,
     members: set[int],
     done: set[int],
     written: dict[int, Access | None],
 ) -> bool:
     statement = statements[number]
-    if statement.code is not None:
-        return not members and statement.after <= done and statement.replaces <= done
-    if _trimmed(statement.sizes) != loop.sizes or not statement.after <= done | members:
+    if statement.code is not None or not all(each in done or each in members for each in statement.after):
         return False
-    if _guards(statement) != loop.guards or any(guard.mask.buffer in written for guard in statement.guards):
+    if any(guard.mask.buffer in written for guard in statement.guards):
         return False
     if statement.target_view.buffer in written:  # a second writer waits
         return False

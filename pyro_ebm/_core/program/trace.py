@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ebm._core.linalg import NanCholesky
+from pyro_ebm._core.program.mutation import without_mutation
 
 aten = torch.ops.aten
 
@@ -65,42 +68,11 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     Raises:
         Exception: whatever the function raises, or the tracer where it branches on a value.
     """
-    with NanCholesky():  # a graph has no way to raise for one chain
+    # One fake mode for what the tracer notes of nodes: by itself it makes one for each, which takes half of its time.
+    notes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+    with NanCholesky(), notes:  # a graph has no way to raise for one chain
         graph: fx.GraphModule = make_fx(function, decomposition_table=_decompositions())(*inputs)
-    if any(_mutates(node) for node in graph.graph.nodes):
-        graph = _without_mutation(graph, inputs)
+        graph = without_mutation(graph, inputs, _decompositions())
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
-
-
-def _mutates(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _without_mutation(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """The same graph with copies in place of changes.
-
-    Captured tensors are inputs in the meantime: what is made of them alone would go on being changed.
-    """
-    captured: dict[str, Tensor] = {}
-    nodes = list(graph.graph.nodes)
-    first = next(node for node in nodes if node.op != "placeholder")
-    given: dict[str, fx.Node] = {}
-    for node in (node for node in nodes if node.op == "get_attr"):
-        if node.target not in captured:
-            captured[node.target] = getattr(graph, node.target)
-            with graph.graph.inserting_before(first):
-                given[node.target] = graph.graph.placeholder(f"captured_{len(given)}")
-        node.replace_all_uses_with(given[node.target])
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    functional = torch.func.functionalize(graph, remove="mutations")
-    pure: fx.GraphModule = make_fx(functional, decomposition_table=_decompositions())(*inputs, *captured.values())
-    placeholders = [node for node in pure.graph.nodes if node.op == "placeholder"]
-    for number, (node, tensor) in enumerate(zip(placeholders[len(inputs) :], captured.values(), strict=True)):
-        pure.register_buffer(f"captured_{number}", tensor)
-        with pure.graph.inserting_before(node):
-            node.replace_all_uses_with(pure.graph.get_attr(f"captured_{number}"))
-        pure.graph.erase_node(node)
-    return pure
