@@ -533,6 +533,38 @@ def test_discrete_sites_are_summed_out(model: Callable[[Tensor], None]) -> None:
         torch.testing.assert_close(gradient[chain], torch.autograd.grad(expected, free)[0], rtol=1e-3, atol=1e-4)
 
 
+def test_log_likelihoods_with_discrete_sites_summed_out() -> None:
+    data = torch.tensor([[0.3, 2.5, 3.4], [-0.8, 0.1, 5.0]])
+
+    def model() -> None:
+        weight = pyro.sample("weight", dist.Beta(2.0, 2.0))
+        loc = pyro.deterministic("loc", pyro.sample("raw", dist.Normal(0.0, 1.0)) + 1)
+        switch = pyro.sample("switch", dist.Bernoulli(0.3))
+        pyro.sample("alone", dist.Normal(loc, 1.0), obs=torch.tensor(0.5))
+        with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):
+            label = pyro.sample("label", dist.Bernoulli(weight))
+            pyro.deterministic("own", loc + 3 * label)
+            pyro.sample("x", dist.Normal(loc + 3 * label, 1.0), obs=data)
+            pyro.sample("across", dist.Normal(switch, 1.0), obs=data)
+        first = pyro.sample("first", dist.Bernoulli(weight))
+        pyro.sample("y1", dist.Normal(first, 1.0), obs=torch.tensor(0.2))
+        second = pyro.sample("second", dist.Bernoulli(0.2 + 0.5 * first))
+        pyro.sample("y2", dist.Normal(second, 1.0), obs=torch.tensor(0.4))
+
+    target = ModelTarget(model, (), {})
+    values = {"weight": torch.tensor([0.2, 0.7]), "raw": torch.tensor([-0.3, 0.4])}
+    deterministics, log_likelihood = target.pointwise(values)
+    assert deterministics.keys() == {"loc"}
+    assert log_likelihood.keys() == {"alone", "x"}  # others have none of their own
+    weight, loc = values["weight"].view(2, 1, 1), (values["raw"] + 1).view(2, 1, 1)
+    mixture = torch.logaddexp(
+        (1 - weight).log() + dist.Normal(loc, 1.0).log_prob(data),
+        weight.log() + dist.Normal(loc + 3, 1.0).log_prob(data),
+    )
+    torch.testing.assert_close(log_likelihood["x"], mixture)
+    torch.testing.assert_close(log_likelihood["alone"], dist.Normal(loc.flatten(), 1.0).log_prob(torch.tensor(0.5)))
+
+
 def test_nothing_of_pyro_stays_patched() -> None:
     before = pyro.ops.special._SafeLog
     ModelTarget(mixture_of_two, (torch.zeros(2),), {})

@@ -101,6 +101,45 @@ class Enumeration:
         except GraphError as error:
             raise BatchingError(f"the discrete sites cannot be summed out: {error}") from error
 
+    def pointwise(self, log_probs: Mapping[str, Tensor], data: Collection[str]) -> dict[str, Tensor]:
+        """The log likelihood `log p(x_n | θ)` of each datum, with the discrete sites summed out, `(*plates,)` each.
+
+        That is `log Σ exp(all that hangs together by discrete sites)` less the same without the datum. Data are left
+        out where several hang together, so that none has a likelihood of its own (a hidden Markov model), or where a
+        plate lies between a datum and the discrete sites.
+
+        Args:
+            log_probs: as for `log_partition`.
+            data: the observed sites among them.
+        """
+        tables, found = self.tables(log_probs), {}
+        for name in data:
+            together = self._together(name)
+            inside = all(self.plates[each].keys() == self.plates[name].keys() for each in together)
+            if inside and sum(each in data for each in together) == 1:
+                rest = self._by_plate(tables, [each for each in together if each != name])
+                sizes = [self.plates[name].get(dim, 1) for dim in range(min(self.plates[name], default=0), 0)]
+                found[name] = (self._by_plate(tables, together) - rest).reshape(sizes)
+        return found
+
+    def _together(self, name: str) -> list[str]:
+        """The sites of the model that hang together with one by discrete sites that their log probabilities share."""
+        scope, members = set(self.scopes[name]), {name}
+        while more := {n for n, own in self.scopes.items() if n not in members and scope & set(own)}:
+            members |= more
+            scope.update(*(self.scopes[each] for each in more))
+        return list(members)
+
+    def _by_plate(self, tables: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+        """The log of the sum over the discrete sites of some tables, for each element of their plates, `(*plates,)`."""
+        right = range(-self.num_plates, 0)
+        factors = [
+            PlatedFactor(self.scopes[n], frozenset(), tables[n].movedim(tuple(right), tuple(range(self.num_plates))))
+            for n in names
+        ]
+        inside = {name: PlatedVariable(site.num_states, frozenset()) for name, site in self.sites.items()}
+        return PlatedGraph(inside, 0).log_partition(factors)
+
     def sample(self, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exact draws of the discrete sites, given `tables` with leading dims: by site `(*lead, *plates, *event)`."""
         values = {}

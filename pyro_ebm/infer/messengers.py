@@ -90,20 +90,29 @@ class Pointwise(AtValues):
 
     Args:
         values: a value for each latent site.
+        keep_apart: names of sites whose log probabilities are wanted, observed or not.
 
     Attributes:
         deterministics: values of `pyro.deterministic` sites.
         log_likelihood: log probabilities of the data, masked, not summed and not scaled.
+        apart: those that are kept apart, likewise.
     """
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], keep_apart: Container[str] = ()) -> None:
         super().__init__(values)
+        self.keep_apart = keep_apart
         self.deterministics: dict[str, Tensor] = {}
         self.log_likelihood: dict[str, Tensor] = {}
+        self.apart: dict[str, Tensor] = {}
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
         if is_deterministic(msg):
-            self.deterministics[msg["name"]] = msg["value"]
-        elif msg["is_observed"] and not is_subsample(msg) and not msg["infer"].get("is_auxiliary"):
-            log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-            self.log_likelihood[msg["name"]] = scale_and_mask(log_prob, mask=msg["mask"])
+            self.deterministics[name] = msg["value"]
+            return
+        datum = msg["is_observed"] and not msg["infer"].get("is_auxiliary")
+        if is_subsample(msg) or not (datum or name in self.keep_apart):
+            return
+        log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        kept = self.apart if name in self.keep_apart else self.log_likelihood
+        kept[name] = scale_and_mask(log_prob, mask=msg["mask"])

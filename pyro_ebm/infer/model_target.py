@@ -93,6 +93,8 @@ class ModelTarget:
         same_supports = self._compare_supports(read_structure(first).latents)
         self._static_supports = same_supports and coordinates is unconstrained
         self._require_deterministic(first, second)
+        # With discrete sites at one value: those that depend on them have others when they take all values.
+        self._deterministic_shapes = {n: trace.nodes[n]["value"].shape for n in self.structure.deterministics}
         if self.structure.enumerated:
             self._enumeration = self._find_enumeration(trace)
         self._probe()
@@ -200,15 +202,23 @@ class ModelTarget:
     def pointwise(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Deterministic sites and log likelihoods at values `(draws, *shape)`, each `(draws, ...)`.
 
-        Where discrete sites are summed out there are none, since both depend on them; nor where the model decides by
-        values what sites it has.
+        Deterministic sites that depend on discrete ones are left out; so are data of which several hang together by
+        discrete sites (see `Enumeration.pointwise`). There are none where the model decides by values what sites it
+        has.
         """
-        if self.structure.enumerated or self.concern is not None:
+        if self.concern is not None:
             return {}, {}
+        enumeration, structure, shapes = self._enumeration, self.structure, self._deterministic_shapes
 
         def evaluate(one: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            handler = self.run_model(Pointwise(one))
-            return handler.deterministics, handler.log_likelihood
+            if enumeration is None:
+                handler = self.run_model(Pointwise(one))
+                return handler.deterministics, handler.log_likelihood
+            with Enumerate(enumeration.dims):
+                handler = self.run_model(Pointwise(one, enumeration.scopes))
+            fixed = {n: v for n, v in handler.deterministics.items() if v.shape == shapes[n]}
+            data = [name for name in handler.apart if name in structure.observed]
+            return fixed, {**handler.log_likelihood, **enumeration.pointwise(handler.apart, data)}
 
         deterministics, log_likelihood = self._batched(evaluate, values)
         return deterministics, log_likelihood
