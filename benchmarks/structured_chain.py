@@ -25,7 +25,9 @@ from report import machine, table, write_section
 from samplers import number, pin
 from torch import Tensor
 
-from pyro_ebm.graphs import chain, chain_decoding, chain_sampling
+from pyro_ebm.graphs.chains import chain
+from pyro_ebm.graphs.chains import decoding as chain_decoding
+from pyro_ebm.graphs.chains import sampling as chain_sampling
 
 NUM_CHAINS, NUM_STATES = 64, 20
 NUM_FEATURES, ACTIVE = 1000, 10

@@ -21,7 +21,7 @@ import torch
 from report import machine, table, write_section
 
 from pyro_ebm import Network, TreewidthError, read_network
-from pyro_ebm.graphs.plan import plan_of
+from pyro_ebm.graphs.elimination.plan import plan_of
 
 
 def timed(task: Callable[[], Any]) -> tuple[Any, str]:

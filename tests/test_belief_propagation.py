@@ -19,7 +19,7 @@ from pyro_ebm import (
     read_network,
     spin,
 )
-from pyro_ebm.graphs import message_passing
+from pyro_ebm.graphs.approximate import message_passing
 from tests.graph_cases import graphs
 from tests.tree_cases import trees
 

@@ -10,10 +10,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ebm import EnergyShapeError
-from pyro_ebm.graphs import chain, chain_decoding, chain_sampling
-from pyro_ebm.graphs.chain_log_space import filter_in_log_space, log_partition_by_pairs
-from pyro_ebm.graphs.chain_partition import LogPartition
-from pyro_ebm.graphs.chain_potentials import chain_potentials
+from pyro_ebm.graphs.chains import chain
+from pyro_ebm.graphs.chains import decoding as chain_decoding
+from pyro_ebm.graphs.chains import sampling as chain_sampling
+from pyro_ebm.graphs.chains.log_space import filter_in_log_space, log_partition_by_pairs
+from pyro_ebm.graphs.chains.partition import LogPartition
+from pyro_ebm.graphs.chains.potentials import chain_potentials
 
 exact = settings(deadline=None, derandomize=True, max_examples=40)
 LENGTHS = torch.tensor([5, 3, 0, 1])

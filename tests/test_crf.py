@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_ebm import MCMC, NUTS, EnergyShapeError, LinearChainCRF, TreeCRF
 from pyro_ebm.distributions import StructuredDistribution
-from pyro_ebm.graphs.forest import Forest
+from pyro_ebm.graphs.trees.forest import Forest
 
 LENGTHS = torch.tensor([4, 2, 1])
 PARENTS = [-1, 0, 0, -1]

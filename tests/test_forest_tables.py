@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_ebm import FactorGraph, FieldEnergy, TableEnergy
-from pyro_ebm.graphs import elimination
+from pyro_ebm.graphs.elimination import elimination
 from pyro_ebm.graphs.forest_tables import forest_tables
 
 

@@ -21,11 +21,12 @@ from pyro_ebm import (
     spin,
 )
 from pyro_ebm._core.errors import GraphError
-from pyro_ebm.graphs import Variable, elimination
+from pyro_ebm.graphs import Variable
+from pyro_ebm.graphs.elimination import elimination
+from pyro_ebm.graphs.elimination.ordering import elimination_order
+from pyro_ebm.graphs.elimination.plan import make_plan, plan_of
 from pyro_ebm.graphs.forest_tables import forest_tables
 from pyro_ebm.graphs.networks import edge_index
-from pyro_ebm.graphs.ordering import elimination_order
-from pyro_ebm.graphs.plan import make_plan, plan_of
 from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES
 from pyro_ebm.models import Ising
 

@@ -10,8 +10,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ebm import EnergyShapeError
-from pyro_ebm.graphs import chain, chain_decoding, tree, tree_decoding, tree_sampling
-from pyro_ebm.graphs.forest import Forest
+from pyro_ebm.graphs.chains import chain
+from pyro_ebm.graphs.chains import decoding as chain_decoding
+from pyro_ebm.graphs.trees import decoding as tree_decoding
+from pyro_ebm.graphs.trees import sampling as tree_sampling
+from pyro_ebm.graphs.trees import tree
+from pyro_ebm.graphs.trees.forest import Forest
 
 exact = settings(deadline=None, derandomize=True, max_examples=40)
 PARENTS = [3, -1, 1, -1, 3]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 
 from pyro_ebm import ConvergenceWarning, FactorGraph, PottsEnergy, TableEnergy, tree_reweighted
-from pyro_ebm.graphs.spanning_forests import appearance, maximal_forest
+from pyro_ebm.graphs.approximate.spanning_forests import appearance, maximal_forest
 from tests.graph_cases import graphs
 from tests.test_belief_propagation import close, frustrated
 from tests.tree_cases import trees

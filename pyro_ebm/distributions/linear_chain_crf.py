@@ -7,8 +7,11 @@ from torch import Size, Tensor
 
 from pyro_ebm.distributions.structured import StructuredDistribution, clamped
 from pyro_ebm.energies import TableEnergy
-from pyro_ebm.graphs import FactorGraph, chain, chain_decoding, chain_sampling
-from pyro_ebm.graphs.chain_potentials import chain_potentials
+from pyro_ebm.graphs import FactorGraph
+from pyro_ebm.graphs.chains import chain
+from pyro_ebm.graphs.chains import decoding as chain_decoding
+from pyro_ebm.graphs.chains import sampling as chain_sampling
+from pyro_ebm.graphs.chains.potentials import chain_potentials
 
 
 class LinearChainCRF(StructuredDistribution):

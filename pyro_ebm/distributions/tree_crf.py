@@ -9,8 +9,11 @@ from torch import Size, Tensor
 
 from pyro_ebm.distributions.structured import StructuredDistribution, clamped
 from pyro_ebm.energies import TableEnergy
-from pyro_ebm.graphs import FactorGraph, tree, tree_decoding, tree_sampling
-from pyro_ebm.graphs.forest import Forest
+from pyro_ebm.graphs import FactorGraph
+from pyro_ebm.graphs.trees import decoding as tree_decoding
+from pyro_ebm.graphs.trees import sampling as tree_sampling
+from pyro_ebm.graphs.trees import tree
+from pyro_ebm.graphs.trees.forest import Forest
 
 
 class TreeCRF(StructuredDistribution):

@@ -11,7 +11,7 @@ from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import GraphError
-from pyro_ebm.graphs import elimination
+from pyro_ebm.graphs.elimination import elimination
 from pyro_ebm.graphs.factor import Factor
 from pyro_ebm.graphs.forest_tables import forest_tables
 from pyro_ebm.graphs.gaussian import BandedGaussian, banded_gaussian

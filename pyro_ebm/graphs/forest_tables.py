@@ -12,10 +12,15 @@ from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.concrete import is_transformed, to_numpy
 from pyro_ebm._core.shapes import broadcast
-from pyro_ebm.graphs import chain, chain_decoding, chain_sampling, tree, tree_decoding, tree_sampling
-from pyro_ebm.graphs.elimination import require_mass
-from pyro_ebm.graphs.forest import Forest
+from pyro_ebm.graphs.chains import chain
+from pyro_ebm.graphs.chains import decoding as chain_decoding
+from pyro_ebm.graphs.chains import sampling as chain_sampling
+from pyro_ebm.graphs.elimination.elimination import require_mass
 from pyro_ebm.graphs.tables import LogTables
+from pyro_ebm.graphs.trees import decoding as tree_decoding
+from pyro_ebm.graphs.trees import sampling as tree_sampling
+from pyro_ebm.graphs.trees import tree
+from pyro_ebm.graphs.trees.forest import Forest
 
 # Below so many elements elimination is as fast.
 _FEWEST_ELEMENTS = 16

@@ -18,7 +18,7 @@ from pyro_ebm.energies import Energy
 from pyro_ebm.graphs.conditioning import Evidence, conditioned, read_evidence, reduced_variable
 from pyro_ebm.graphs.exact import ExactParts, Marginals, exact_parts
 from pyro_ebm.graphs.factor import Factor, wire
-from pyro_ebm.graphs.gibbs_sweeps import GibbsSweeps, TemperingPath
+from pyro_ebm.graphs.gibbs.sweeps import GibbsSweeps, TemperingPath
 from pyro_ebm.graphs.networks import edge_index, to_networkx
 from pyro_ebm.graphs.scaled import scaled
 from pyro_ebm.graphs.subgraphs import factors_within, kept_elements, markov_blanket

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm.graphs import Factor, FactorGraph
-from pyro_ebm.graphs.blocks import conditional_blocks, unbatched
+from pyro_ebm.graphs.gibbs.blocks import conditional_blocks, unbatched
 from pyro_ebm.graphs.graph import with_factors
 from pyro_ebm.infer.conditional_target import ConditionalDensity
 from pyro_ebm.infer.graph_target import GraphTarget, require_discrete

@@ -10,8 +10,8 @@ from torch import Tensor
 from pyro_ebm._core.errors import GraphError, TreewidthError
 from pyro_ebm._core.heat_bath import Layout
 from pyro_ebm.graphs import FactorGraph
-from pyro_ebm.graphs.blocks import conditional_blocks, unbatched
-from pyro_ebm.graphs.conditionals import ElementBlock
+from pyro_ebm.graphs.gibbs.blocks import conditional_blocks, unbatched
+from pyro_ebm.graphs.gibbs.conditionals import ElementBlock
 from pyro_ebm.infer.graph_target import GraphTarget, require_discrete
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs import FactorGraph
-from pyro_ebm.graphs.blocks import unbatched
+from pyro_ebm.graphs.gibbs.blocks import unbatched
 from pyro_ebm.graphs.tables import LogTables, TableGroup
 from pyro_ebm.infer.graph_target import GraphTarget, require_discrete
 

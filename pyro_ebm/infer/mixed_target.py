@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm.graphs import Factor, FactorGraph
-from pyro_ebm.graphs.blocks import conditional_blocks, context_rows, unbatched
-from pyro_ebm.graphs.dynamic import DynamicFactor
+from pyro_ebm.graphs.gibbs.blocks import conditional_blocks, context_rows, unbatched
+from pyro_ebm.graphs.gibbs.dynamic import DynamicFactor
 from pyro_ebm.graphs.graph import with_factors
 from pyro_ebm.graphs.localize import localized
 from pyro_ebm.graphs.variable import first_elements

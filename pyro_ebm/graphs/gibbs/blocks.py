@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm.graphs.coloring import color, neighbor_pairs
-from pyro_ebm.graphs.conditionals import ElementBlock, Lookup
+from pyro_ebm.graphs.gibbs.coloring import color, neighbor_pairs
+from pyro_ebm.graphs.gibbs.conditionals import ElementBlock, Lookup
 from pyro_ebm.graphs.tables import LogTables, TableGroup
 
 # An element with this many times fewer factors than another one goes to another block, for rows are padded.

@@ -11,7 +11,7 @@ import numpy as np
 
 from pyro_ebm._core.concrete import to_numpy
 from pyro_ebm._core.errors import TreewidthError
-from pyro_ebm.graphs.ordering import elimination_order
+from pyro_ebm.graphs.elimination.ordering import elimination_order
 from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES, LogTables
 
 # Entries of all tables that an exact answer may hold at a time: four gigabytes in float64.

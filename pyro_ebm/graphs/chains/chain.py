@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_ebm._core.log_space import below_max
-from pyro_ebm.graphs.chain_log_space import filter_in_log_space, gradient_in_log_space, log_partition_by_pairs
-from pyro_ebm.graphs.chain_partition import LogPartition, LogPartitionGradient
-from pyro_ebm.graphs.chain_potentials import ChainPotentials, chain_potentials, path_score
+from pyro_ebm.graphs.chains.log_space import filter_in_log_space, gradient_in_log_space, log_partition_by_pairs
+from pyro_ebm.graphs.chains.partition import LogPartition, LogPartitionGradient
+from pyro_ebm.graphs.chains.potentials import ChainPotentials, chain_potentials, path_score
 
 # What is traced is unrolled, which makes programs that are too large for their compiler, or takes K times the work. So
 # beyond these sizes tracing fails, as it should: scaled products, which branch on values, are faster eagerly.

@@ -20,8 +20,8 @@ from torch import Size, Tensor
 from pyro_ebm._core.errors import EnergyShapeError
 from pyro_ebm._core.log_space import below_max, logsumexp
 from pyro_ebm._core.shapes import broadcast
-from pyro_ebm.graphs.forest import Forest, Level
 from pyro_ebm.graphs.lookup import lookup
+from pyro_ebm.graphs.trees.forest import Forest, Level
 
 
 class TreePotentials(NamedTuple):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from pyro_ebm.graphs.approximation import Approximation, conclude
+from pyro_ebm.graphs.approximate.approximation import Approximation, conclude
+from pyro_ebm.graphs.approximate.message_passing import MessagePassing
+from pyro_ebm.graphs.approximate.spanning_forests import appearance, maximal_forest
+from pyro_ebm.graphs.approximate.stacking import stack
 from pyro_ebm.graphs.graph import FactorGraph
-from pyro_ebm.graphs.message_passing import MessagePassing
-from pyro_ebm.graphs.spanning_forests import appearance, maximal_forest
-from pyro_ebm.graphs.stacking import stack
 
 
 def tree_reweighted(

@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.log_space import cumulative_weights, draw
-from pyro_ebm.graphs.forest import Forest
-from pyro_ebm.graphs.tree import tree_potentials, upward_messages
+from pyro_ebm.graphs.trees.forest import Forest
+from pyro_ebm.graphs.trees.tree import tree_potentials, upward_messages
 
 
 @torch.no_grad()

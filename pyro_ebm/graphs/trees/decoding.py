@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_ebm.graphs.forest import Forest, Level
-from pyro_ebm.graphs.tree import tree_potentials
+from pyro_ebm.graphs.trees.forest import Forest, Level
+from pyro_ebm.graphs.trees.tree import tree_potentials
 
 
 @torch.no_grad()

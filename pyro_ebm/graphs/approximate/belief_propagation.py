@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pyro_ebm.graphs.approximation import Approximation, conclude
+from pyro_ebm.graphs.approximate.approximation import Approximation, conclude
+from pyro_ebm.graphs.approximate.message_passing import MessagePassing
+from pyro_ebm.graphs.approximate.stacking import stack
 from pyro_ebm.graphs.graph import FactorGraph
-from pyro_ebm.graphs.message_passing import MessagePassing
-from pyro_ebm.graphs.stacking import stack
 
 
 def belief_propagation(

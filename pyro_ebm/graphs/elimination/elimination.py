@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.concrete import is_transformed
-from pyro_ebm.graphs.plan import Plan, Step, plan_of
+from pyro_ebm.graphs.elimination.plan import Plan, Step, plan_of
 from pyro_ebm.graphs.tables import LogTables
 
 

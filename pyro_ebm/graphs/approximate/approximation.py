@@ -11,8 +11,8 @@ from tqdm.auto import trange
 
 from pyro_ebm._core.errors import ConvergenceWarning
 from pyro_ebm._core.warn import warn
+from pyro_ebm.graphs.approximate.stacking import Stack
 from pyro_ebm.graphs.exact import Marginals
-from pyro_ebm.graphs.stacking import Stack
 
 
 @dataclass(frozen=True, eq=False)

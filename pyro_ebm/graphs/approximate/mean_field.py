@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from pyro_ebm.graphs.approximation import Approximation, conclude, iterate
-from pyro_ebm.graphs.coloring import color, neighbor_pairs
+from pyro_ebm.graphs.approximate.approximation import Approximation, conclude, iterate
+from pyro_ebm.graphs.approximate.stacking import Stack, along, column_first, contract, stack
+from pyro_ebm.graphs.gibbs.coloring import color, neighbor_pairs
 from pyro_ebm.graphs.graph import FactorGraph
-from pyro_ebm.graphs.stacking import Stack, along, column_first, contract, stack
 
 # A forbidden state costs this much more than any other while beliefs are found: what is left of it is exactly zero.
 _FORBIDDEN = 1e4

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.heat_bath import sweep
 from pyro_ebm._core.randomness import random_bits
-from pyro_ebm.graphs.blocks import conditional_blocks, unbatched
+from pyro_ebm.graphs.gibbs.blocks import conditional_blocks, unbatched
 from pyro_ebm.graphs.tables import LogTables
 
 # Sweeps at each temperature: a few, so that chains are near equilibrium along the way.

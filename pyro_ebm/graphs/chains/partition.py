@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ebm.graphs.chain_log_space import filter_in_log_space, gradient_in_log_space
-from pyro_ebm.graphs.chain_potentials import ChainPotentials
-from pyro_ebm.graphs.chain_scaled import filter_scaled, gradient_scaled
+from pyro_ebm.graphs.chains.log_space import filter_in_log_space, gradient_in_log_space
+from pyro_ebm.graphs.chains.potentials import ChainPotentials
+from pyro_ebm.graphs.chains.scaled import filter_scaled, gradient_scaled
 
 
 class LogPartition(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ebm._core.log_space import finite_max, logsumexp
-from pyro_ebm.graphs.chain_potentials import ChainPotentials
+from pyro_ebm.graphs.chains.potentials import ChainPotentials
 
 
 def filter_in_log_space(potentials: ChainPotentials) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm.graphs.chain_potentials import ChainPotentials
+from pyro_ebm.graphs.chains.potentials import ChainPotentials
 
 # Of the nats between one and the smallest normal number: how many the finite log-potentials of a step may span, and
 # if some are -inf, those of a step, and the forward messages. Without -inf no message spans more than its step does.

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from pyro_ebm._core.log_space import logsumexp
-from pyro_ebm.graphs.approximation import iterate
-from pyro_ebm.graphs.stacking import Stack, along, column_first, contract
+from pyro_ebm.graphs.approximate.approximation import iterate
+from pyro_ebm.graphs.approximate.stacking import Stack, along, column_first, contract
 
 # Ranges of log-potentials in which sums of products do not underflow: -log(tiny), with room to spare.
 _SAFE_RANGE = {torch.float32: 80.0, torch.float64: 600.0}

@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.log_space import cumulative_weights, draw
-from pyro_ebm.graphs.chain import filtered
-from pyro_ebm.graphs.chain_potentials import chain_potentials
+from pyro_ebm.graphs.chains.chain import filtered
+from pyro_ebm.graphs.chains.potentials import chain_potentials
 
 
 @torch.no_grad()

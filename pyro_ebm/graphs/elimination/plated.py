@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Size, Tensor
 
 from pyro_ebm._core.errors import GraphError
-from pyro_ebm.graphs import elimination
+from pyro_ebm.graphs.elimination import elimination
 from pyro_ebm.graphs.tables import LogTables, TableGroup
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyro_ebm._core.errors import GraphError
 from pyro_ebm._core.supports import MAX_ENUMERATED_STATES
-from pyro_ebm.graphs.blocks import DynamicGroup
 from pyro_ebm.graphs.factor import Argument, Factor
+from pyro_ebm.graphs.gibbs.blocks import DynamicGroup
 from pyro_ebm.graphs.variable import Variable
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_ebm.graphs.chain_potentials import chain_potentials
+from pyro_ebm.graphs.chains.potentials import chain_potentials
 
 
 def mode(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Chains: paths of elements, whose exact answers have kernels of their own."""

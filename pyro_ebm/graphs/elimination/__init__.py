@@ -1,0 +1,1 @@
+"""Variable elimination on a static plan, with plates."""

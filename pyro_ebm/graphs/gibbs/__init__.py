@@ -1,0 +1,1 @@
+"""Gibbs sweeps: blocks of elements that are conditionally independent, by colours."""
