@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -505,3 +506,10 @@ class RandomStep:
             new.append(rng.choice([*choices, *choices[-2:], choices[-1]]))
         y = {"last": pool[-1], "some": rng.sample(pool, 4), "carry": rng.choice(carry), "new": rng.choice(new)}
         return new, y
+
+
+def repeated_part(text: str) -> str:
+    """Of a program's source, the bodies of the functions that are called in every repetition."""
+    called = re.findall(r"part\d+", text.partition("for (int64_t repetition")[2])
+    bodies = (text.partition(f"void {name}(")[2].partition("{")[2].partition("\nstatic ")[0] for name in called)
+    return "".join(bodies)

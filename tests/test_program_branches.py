@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from program_cases import repeated_part
 from torch import Tensor
 
 from pyro_ebm._core.program import build_program, c_source
@@ -52,7 +53,7 @@ def test_what_makes_a_branch_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(program_module, "write_source", kept)
     carry, xs = carry_and_xs
     build_program(step, carry, xs[0], torch.tensor(3), patient=False)
-    text = sources[0][0].text[sources[0][0].text.index("repetition++") :]
+    text = repeated_part(sources[0][0].text)
     assert re.search(r"if \(\(b\d+\[0\] \| forced\)\) \{+ const int m", text)  # the product
     before = text[: text.index("forced")]
     assert "exp(" not in before

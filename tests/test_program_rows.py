@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from program_cases import repeated_part
 from torch import Tensor
 
 from pyro_ebm._core.program import build_program
@@ -63,7 +64,7 @@ def rows_chosen(carry: Tensor, x: Tensor, _: Any) -> tuple[Tensor, Tensor]:
 def test_rows_that_stay_are_not_written() -> None:
     xs = normal(1, STEPS, CHAINS, DIM)
     agrees(rows_chosen, normal(0, CHAINS, DIM), xs)
-    repeated = source(rows_chosen, normal(0, CHAINS, DIM), xs[0]).partition("for (int64_t repetition")[2]
+    repeated = repeated_part(source(rows_chosen, normal(0, CHAINS, DIM), xs[0]))
     assert repeated.index("if (") < repeated.index("exp(")  # it is computed for the chosen rows alone
     assert " ? " not in repeated  # and nothing is selected element by element
 
@@ -93,7 +94,7 @@ def test_a_fold_of_rows_that_are_asked_for() -> None:
 
     carry, wanted = normal(0, CHAINS, SLOTS, DIM), normal(1, STEPS, CHAINS, SLOTS) > 0
     agrees(step, carry, (normal(2, STEPS, CHAINS, DIM), wanted))
-    repeated = source(step, carry, (normal(2, CHAINS, DIM), wanted[0])).partition("for (int64_t repetition")[2]
+    repeated = repeated_part(source(step, carry, (normal(2, CHAINS, DIM), wanted[0])))
     before = repeated[: repeated.index("exp(v")]
     assert before.count("if (") == 2  # the fold is done for the chains, and of these the slots, that are wanted
 

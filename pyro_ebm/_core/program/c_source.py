@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import re
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,13 @@ from pyro_ebm._core.program.statements import (
 )
 
 _ALIGNMENT = 64
+
+_LINES = 400
+_PARAMETERS = "void** memory, void** library, char* arena, int forced"
+_PRODUCTS = (
+    "gemm_f64* dgemm = (gemm_f64*)library[0]; gemm_f32* sgemm = (gemm_f32*)library[1]; (void)dgemm; (void)sgemm;"
+)
+_BUFFER = re.compile(r"\bb\d+\b")
 
 
 @dataclass(frozen=True)
@@ -80,28 +89,25 @@ def write_source(
     once = [i for i, s in enumerate(statements) if buffers[s.target_view.buffer].constant]
     repeated = [i for i, s in enumerate(statements) if not buffers[s.target_view.buffer].constant]
     loops = [group(statements, once), group(statements, repeated)]
-    code = [_write(statements, each, buffers) for each in loops]
     arena, size = _arena(statements, loops, buffers)
     memory = [*lowering.inputs, *y, *(contiguous(b, ()) for b in lowering.captured)]
     stepping = [*range(len(carry), len(carry) + len(x)), *range(len(lowering.inputs), len(lowering.inputs) + len(y))]
-    pointers = [
-        f"{C_TYPES[buffers[v.buffer].dtype]}* b{v.buffer} = ({C_TYPES[buffers[v.buffer].dtype]}*)memory[{i}];"
-        for i, v in enumerate(memory)
+    places = {view.buffer: f"memory[{i}]" for i, view in enumerate(memory)}
+    places |= {buffer: f"(arena + {at})" for buffer, at in arena.items()}
+    pointers = {f"b{b}": f"{(kind := C_TYPES[buffers[b].dtype])}* b{b} = ({kind}*){at};" for b, at in places.items()}
+    functions, calls = _functions([_write(statements, each, buffers) for each in loops], pointers)
+    advance = [
+        f"memory[{i}] = ({C_TYPES[buffers[memory[i].buffer].dtype]}*)memory[{i}] + {buffers[memory[i].buffer].numel};"
+        for i in stepping
     ]
-    pointers += [
-        f"{C_TYPES[buffers[b].dtype]}* b{b} = ({C_TYPES[buffers[b].dtype]}*)(arena + {at});" for b, at in arena.items()
-    ]
-    advance = [f"b{memory[i].buffer} += {buffers[memory[i].buffer].numel};" for i in stepping]
     text = "\n".join(
         [
             PREAMBLE,
+            *functions,
             "void run(void** memory, void** library, char* arena, int64_t repetitions, int forced) {",
-            "gemm_f64* dgemm = (gemm_f64*)library[0]; gemm_f32* sgemm = (gemm_f32*)library[1];",
-            "(void)dgemm; (void)sgemm;",
-            *pointers,
-            code[0],
+            *calls[0],
             "for (int64_t repetition = 0; repetition < repetitions; repetition++) {",
-            code[1],
+            *calls[1],
             *advance,
             "}",
             "}",
@@ -155,7 +161,36 @@ def _mark_constant(statements: list[Statement], buffers: list[Buffer]) -> None:
                 target.constant, changed = False, True
 
 
-def _write(statements: list[Statement], loops: list[Loop], buffers: list[Buffer]) -> str:
+def _functions(stages: list[list[str]], pointers: dict[str, str]) -> tuple[list[str], list[list[str]]]:
+    """Functions of so many lines each, since compilers take more than twice as long for one that is twice as long.
+
+    Args:
+        stages: the loops of each stage.
+        pointers: how a function declares each buffer that it names.
+
+    Returns:
+        The functions, and how each stage calls its own.
+    """
+    functions: list[str] = []
+    calls: list[list[str]] = []
+    for stage in stages:
+        calls.append([])
+        parts: list[list[str]] = [[]]
+        for loop in stage:
+            if parts[-1] and sum(each.count("\n") for each in parts[-1]) + loop.count("\n") > _LINES:
+                parts.append([])
+            parts[-1].append(loop)
+        for part in filter(None, parts):
+            code = "\n".join(part)
+            name = f"part{len(functions)}"
+            used = [pointers[each] for each in dict.fromkeys(_BUFFER.findall(code))]
+            head = f"static __attribute__((noinline)) void {name}({_PARAMETERS}) {{"
+            functions.append("\n".join([head, _PRODUCTS, *used, code, "}"]))
+            calls[-1].append(f"{name}(memory, library, arena, forced);")
+    return functions, calls
+
+
+def _write(statements: list[Statement], loops: list[Loop], buffers: list[Buffer]) -> list[str]:
     where: dict[int, set[int]] = {}
     for number, loop in enumerate(loops):
         for i in loop.statements:
@@ -171,7 +206,7 @@ def _write(statements: list[Statement], loops: list[Loop], buffers: list[Buffer]
             or where.get(s.target_view.buffer, set()) - {number}
         }
         text.append(LoopWriter(statements, loop, buffers, needed).write())
-    return "\n".join(text)
+    return text
 
 
 def _arena(statements: list[Statement], loops: list[list[Loop]], buffers: list[Buffer]) -> tuple[dict[int, int], int]:
@@ -195,8 +230,8 @@ def _arena(statements: list[Statement], loops: list[list[Loop]], buffers: list[B
             -(-buffers[index].numel * torch.empty(0, dtype=buffers[index].dtype).element_size() // _ALIGNMENT)
             * _ALIGNMENT
         )
-        free += [(at, length) for until, at, length in busy if until < first[index]]
-        busy = [each for each in busy if each[0] >= first[index]]
+        while busy and busy[0][0] < first[index]:
+            free.append(heapq.heappop(busy)[1:])
         fitting = min((f for f in free if f[1] >= size), key=lambda f: f[1], default=None)
         if fitting is None:
             at, end = end, end + size
@@ -206,5 +241,5 @@ def _arena(statements: list[Statement], loops: list[list[Loop]], buffers: list[B
             if fitting[1] > size:
                 free.append((at + size, fitting[1] - size))
         places[index] = at
-        busy.append((time if buffers[index].constant else last[index], at, size))
+        heapq.heappush(busy, (time if buffers[index].constant else last[index], at, size))
     return places, end

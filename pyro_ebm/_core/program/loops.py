@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from dataclasses import dataclass, field
 
@@ -44,20 +45,76 @@ class Loop:
 
 def group(statements: list[Statement], chosen: list[int]) -> list[Loop]:
     """Arrange statements in loops: each as early as its operands allow, in the company of others of its sizes."""
-    waiting, done, loops = list(chosen), set(range(len(statements))) - set(chosen), []
-    nests = {i: (_trimmed(statements[i].sizes), _guards(statements[i])) for i in waiting}
-    while waiting:
-        seed = next(i for i in waiting if statements[i].after <= done and statements[i].replaces - {i} <= done)
-        loop = Loop(*nests[seed], [seed] if statements[seed].code is not None else [])
-        if not loop.statements:
-            _fill(loop, statements, [i for i in waiting if nests[i] == nests[seed]], done)
+    done, loops = set(range(len(statements))) - set(chosen), []
+    ready = _Ready(statements, chosen)
+    while (seed := ready.first(done)) is not None:
+        loop = Loop(*ready.nests[seed])
+        if statements[seed].code is not None:
+            ready.take(seed)
+            loop.statements.append(seed)
+        else:
+            _fill(loop, statements, ready, seed, done)
         loops.append(loop)
         done.update(loop.statements)
-        waiting = [i for i in waiting if i not in done]
     return loops
 
 
-def _fill(loop: Loop, statements: list[Statement], candidates: list[int], done: set[int]) -> None:
+class _Ready:
+    """Statements whose operands are there: programs are long, so that it is not looked for them among all others.
+
+    Args:
+        statements: all statements.
+        chosen: those that are to be arranged; the others are done.
+
+    Attributes:
+        nests: the sizes and guards of each.
+    """
+
+    def __init__(self, statements: list[Statement], chosen: list[int]) -> None:
+        self.nests = {i: (_trimmed(statements[i].sizes), _guards(statements[i])) for i in chosen}
+        self._statements = statements
+        self._missing = {i: len(statements[i].after & self.nests.keys()) for i in chosen}
+        self._dependants: dict[int, list[int]] = {}
+        for i in chosen:
+            for each in statements[i].after & self.nests.keys():
+                self._dependants.setdefault(each, []).append(i)
+        self._ready = sorted(i for i, count in self._missing.items() if not count)
+        self._by_nest: dict[object, set[int]] = {}
+        for i in self._ready:
+            self._by_nest.setdefault(self.nests[i], set()).add(i)
+
+    def first(self, done: set[int]) -> int | None:
+        """The first that overwrites nothing that others have still to read; nothing at the end."""
+        refused, found = [], None
+        while self._ready and found is None:
+            i = heapq.heappop(self._ready)
+            if i not in self._missing:
+                continue  # taken
+            refused.append(i)
+            found = i if self._statements[i].replaces - {i} <= done else None
+        for i in refused:
+            heapq.heappush(self._ready, i)
+        return found
+
+    def like(self, seed: int) -> list[int]:
+        """Those of the same sizes and guards, in order."""
+        return sorted(self._by_nest[self.nests[seed]])
+
+    def take(self, number: int) -> list[int]:
+        """Take one away; those that were waiting for it alone."""
+        del self._missing[number]
+        self._by_nest[self.nests[number]].discard(number)
+        freed = []
+        for each in self._dependants.get(number, ()):
+            self._missing[each] -= 1
+            if not self._missing[each]:
+                freed.append(each)
+                heapq.heappush(self._ready, each)
+                self._by_nest.setdefault(self.nests[each], set()).add(each)
+        return freed
+
+
+def _fill(loop: Loop, statements: list[Statement], ready: _Ready, seed: int, done: set[int]) -> None:
     """Take all statements into a loop that can be there, in an order that they can have."""
     # What this loop writes: where, and whether a later statement of it may read it in the same place.
     written: dict[int, Access | None] = {}
@@ -65,14 +122,20 @@ def _fill(loop: Loop, statements: list[Statement], candidates: list[int], done: 
     joined = True
     while joined:
         joined = False
-        for i in candidates:
-            if i not in members and _fits(statements, i, members, done, written):
-                members.add(i)
-                loop.statements.append(i)
-                joined = True
-                statement = statements[i]
-                plain = statement.fold is None and isinstance(statement.target, View)
-                written[statement.target_view.buffer] = statement.target_view.access if plain else None
+        candidates = ready.like(seed)
+        while candidates:
+            i = heapq.heappop(candidates)
+            if not _fits(statements, i, members, done, written):
+                continue
+            members.add(i)
+            loop.statements.append(i)
+            joined = True
+            statement = statements[i]
+            plain = statement.fold is None and isinstance(statement.target, View)
+            written[statement.target_view.buffer] = statement.target_view.access if plain else None
+            for each in ready.take(i):
+                if each > i and ready.nests[each] == ready.nests[i]:
+                    heapq.heappush(candidates, each)
 
 
 def _guards(statement: Statement) -> frozenset[tuple[Access, bool]]:
@@ -87,7 +150,7 @@ def _fits(
     written: dict[int, Access | None],
 ) -> bool:
     statement = statements[number]
-    if statement.code is not None or not all(each in done or each in members for each in statement.after):
+    if statement.code is not None:
         return False
     if any(guard.mask.buffer in written for guard in statement.guards):
         return False
