@@ -39,7 +39,7 @@ SEEN = PIXELS // 2  # the upper half
 LATENT_DIM = 4
 PIXEL_SD = 0.2  # of the decoder's likelihood; pixels are in [0, 1]
 NOISE_SD = 0.5  # of the noise through which unseen digits are observed
-NUM_TRAIN, NUM_UNSEEN, NUM_SHOWN = 1500, 96, 8
+NUM_TRAIN, NUM_UNSEEN, NUM_SHOWN = 1500, 192, 8
 NUM_WALKERS = 1000
 NUM_CHAINS, WARMUP_STEPS, NUM_SAMPLES = 12, 150, 200
 

@@ -70,6 +70,11 @@ def _processor() -> str:
         return platform.processor()
 
 
+def is_long(source: str) -> bool:
+    """Whether code takes long to build."""
+    return len(source) >= _LONG
+
+
 def build(source: str) -> ctypes.CDLL:
     """The shared library of C code.
 
@@ -77,7 +82,7 @@ def build(source: str) -> ctypes.CDLL:
         BuildError: if there is no compiler, or it fails.
     """
     compiler, version = _compiler()
-    flags = (*(_ALL if len(source) < _LONG else _QUICK), *_FLAGS)
+    flags = (*(_QUICK if is_long(source) else _ALL), *_FLAGS)
     errors = ""
     for extra in (_VECTOR_MATH, ("-lm",)):  # vector math is there with glibc
         key = hashlib.sha256("\0".join([source, version, _processor(), *flags, *extra]).encode()).hexdigest()[:32]

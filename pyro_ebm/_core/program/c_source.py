@@ -14,6 +14,7 @@ from pyro_ebm._core.program.branches import guard_whole
 from pyro_ebm._core.program.carry import replace_carry
 from pyro_ebm._core.program.demand import guard_rows
 from pyro_ebm._core.program.inlining import inline_constants
+from pyro_ebm._core.program.linking import Linkable
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
 from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
 from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE, literal
@@ -49,12 +50,14 @@ class CSource:
         arena_size: bytes of scratch memory.
         captured: tensors that the graph holds.
         choices: names of the nodes that select all or nothing, by one boolean.
+        linked: programs that it calls, whose `addresses` follow those of matrix products in `library`.
     """
 
     text: str
     arena_size: int
     captured: tuple[Tensor, ...]
     choices: frozenset[str]
+    linked: tuple[Linkable, ...]
 
 
 def write_source(
@@ -114,7 +117,9 @@ def write_source(
             "",
         ]
     )
-    return CSource(text, size, tuple(lowering.captured.values()), frozenset(lowering.choices)), outputs
+    return CSource(
+        text, size, tuple(lowering.captured.values()), frozenset(lowering.choices), (*lowering.linked,)
+    ), outputs
 
 
 def _kind(tensor: Tensor) -> str:

@@ -23,6 +23,10 @@ class UnsupportedError(Exception):
     """A graph has an operation that C programs do not know."""
 
 
+# The first pointers of `library`.
+NUM_PRODUCTS = 2
+
+
 class Lowering(fx.Interpreter):
     """Lowers a graph node by node.
 
@@ -37,6 +41,7 @@ class Lowering(fx.Interpreter):
         statements: in an order that is right.
         inputs: the views of the graph's inputs, in order.
         captured: tensors that the graph holds, by buffer.
+        linked: programs that this one calls.
         choices: names of the nodes that choose by one boolean: a check can force them.
     """
 
@@ -47,6 +52,7 @@ class Lowering(fx.Interpreter):
         self.statements: list[Statement] = []
         self.inputs: list[View] = []
         self.captured: dict[int, Tensor] = {}
+        self.linked: list[Any] = []
         self.choices: set[str] = set()
         self._views: dict[fx.Node, View] = {}
         self._numbers: dict[fx.Node, Number] = {}
@@ -90,6 +96,12 @@ class Lowering(fx.Interpreter):
         self.captured[view.buffer] = value
         self._static.add(view.buffer)
         return view
+
+    def link(self, program: Any) -> int:
+        """Where the addresses of a program that is to be called are in `library`: of three the first."""
+        if program not in self.linked:
+            self.linked.append(program)
+        return NUM_PRODUCTS + 3 * self.linked.index(program)
 
     def places(self, mask: Any) -> list[View]:
         """Where a boolean mask is true: a view of indices for each of its dims.

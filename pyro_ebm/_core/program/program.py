@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from pyro_ebm._core.program.c_library import BuildError, build, linear_algebra
+from pyro_ebm._core.program.c_library import BuildError, build, is_long, linear_algebra
 from pyro_ebm._core.program.c_source import write_source
+from pyro_ebm._core.program.linking import linked
 from pyro_ebm._core.program.rounding import Forced, agree, spreads
 from pyro_ebm._core.program.trace import trace
 
@@ -129,23 +130,38 @@ class CProgram:
         self._function = build(source.text).run
         self._function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int]
         self._function.restype = None
-        self._library = linear_algebra()
+        self._linked = source.linked
+        pointers = [*linear_algebra(), *(address for each in source.linked for address in each.addresses)]
+        self._library = (ctypes.c_void_p * len(pointers))(*pointers)
         self._captured = source.captured
+        self._pointers = (ctypes.c_void_p * len(self._captured))(*(each.data_ptr() for each in self._captured))
         self._arena = torch.empty(source.arena_size + 64, dtype=torch.uint8)
+        self._scratch = -(-self._arena.data_ptr() // 64) * 64
+        self.is_long = is_long(source.text)
         self._inputs = [(leaf.shape, leaf.dtype) for leaves in traced.inputs for leaf in leaves]
-        self._shapes = [(out.shape, out.dtype) for out in outputs[len(carry) :]]
+        self.results = [(out.shape, out.dtype) for out in outputs[len(carry) :]]
         self._check(outputs, source.choices)
         traced.inputs = []  # examples may be large
 
     def _run(
         self, carry: list[Tensor], xs: list[Tensor], constants: list[Tensor], steps: int, forced: bool = False
     ) -> list[Tensor]:
-        ys = [_zeros((steps, *shape), dtype) for shape, dtype in self._shapes]
-        start = -(-self._arena.data_ptr() // 64) * 64
+        ys = [_zeros((steps, *shape), dtype) for shape, dtype in self.results]
         given = [*carry, *xs, *constants, *ys, *self._captured]
         memory = (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given))
-        self._function(memory, self._library, start, steps, forced)
+        self._function(memory, self._library, self._scratch, steps, forced)
         return ys
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """See `Linkable`."""
+        function = ctypes.cast(self._function, ctypes.c_void_p).value or 0
+        return function, ctypes.addressof(self._pointers), self._scratch
+
+    @property
+    def num_captured(self) -> int:
+        """See `Linkable`."""
+        return len(self._captured)
 
     def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
         """See `Program`."""
@@ -240,7 +256,9 @@ class CompiledFunction:
 
         self.plain: Callable[..., Any] = function
         self._program, self.reasons = build_program(step, (), examples, (), patient=patient)
-        if not isinstance(self._program, EagerProgram):
+        if isinstance(self._program, CProgram) and self._program.is_long and (called := linked(self._program)):
+            self.plain = called
+        elif not isinstance(self._program, EagerProgram):
             graph = self._program.graph
             self.plain = lambda *x: tuple(graph(*x))
 
