@@ -244,6 +244,11 @@ class Results:
             found.setdefault(Job(**record["job"]), []).append(Row.of(record["report"]))
         return {job: Row.median(rows) for job, rows in found.items()}
 
+    def counts(self) -> list[int]:
+        """How many runs there are of those jobs that end, in order."""
+        ended = [Job(**record["job"]) for record in self.records if "failure" not in record["report"]]
+        return sorted(ended.count(job) for job in dict.fromkeys(ended))
+
     def versions(self) -> dict[str, str]:
         """Of all packages that were measured."""
         return {k: v for record in self.records for k, v in record["report"].get("versions", {}).items()}
@@ -403,7 +408,7 @@ def goals(rows: dict[Job, Row]) -> list[Goal]:
         ),
         *(
             Goal(
-                f"ChEES, {chains:,} chains, to BlackJAX's ChEES: mean 1",
+                f"ChEES or adjusted MCLMC, {chains:,} chains, to BlackJAX's ChEES: mean 1",
                 speed_ratio(rows, many, chains, chees, chains),
                 mean=1,
             )
@@ -419,7 +424,8 @@ def section(results: Results, options: argparse.Namespace) -> str:
     short = {name: target.title.split(",")[0] for name, target in TARGETS.items()}
     short |= {"gaussian_diagonal": "Gaussian diagonal", "gaussian_rotated": "Gaussian rotated"}
     versions = ", ".join(f"{name} {number}" for name, number in sorted(results.versions().items()))
-    repeats = max((record["repeat"] for record in results.records), default=0) + 1
+    counts = results.counts() or [0]
+    repeats = str(counts[-1]) if counts[0] == counts[-1] else f"{counts[0]} or {counts[-1]}"
     lengths = ", ".join(f"{n:,} {'chain' if n == 1 else 'chains'} {w:,} + {d:,}" for n, (w, d) in LENGTHS.items())
     asked = [
         f"--{name} {' '.join(map(str, getattr(options, name)))}"
@@ -427,14 +433,19 @@ def section(results: Results, options: argparse.Namespace) -> str:
         if getattr(options, name) != default
     ]
     command = " ".join(
-        ["python benchmarks/samplers.py --peer-python PATH", *asked, f"--repeats {repeats} --limit {options.limit:.0f}"]
+        [
+            "python benchmarks/samplers.py --peer-python PATH",
+            *asked,
+            f"--repeats {counts[-1]} --limit {options.limit:.0f}",
+        ]
     )
     return f"""\
 {machine()}; {versions}.
 
     {command}
 
-One thread, float64, medians of {repeats} {"run" if repeats == 1 else "runs"} of each. Warm-up and draws: {lengths};
+One thread, float64, medians of {repeats} {"run" if repeats == "1" else "runs"} of each (a run that is not done within
+the limit is not repeated); the machine's other cores were not idle. Warm-up and draws: {lengths};
 Pyro, which samples one chain at a time, {PYRO_LENGTH[0]} + {PYRO_LENGTH[1]} with one: as many processes as chains on
 one core have the same ESS per cpu-second, so that this figure stands for 4 and 64 chains too. ESS is the smallest
 bulk ESS over parameters, the same code for all. "Per cpu s" counts the sampling phase alone; "cold" is by the clock on
