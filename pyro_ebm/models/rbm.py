@@ -322,4 +322,4 @@ class RBM(Energy):
         Args:
             generator: of the transitions; by default torch's global one.
         """
-        return BaseRatePath(self, generator)
+        return BaseRatePath(self.visible_bias, self.weight, self.fields(), generator)
