@@ -21,6 +21,7 @@ from pyro_ebm import (
     ConditionalWalkers,
     EnergyDistribution,
     EnergyShapeError,
+    StaleWalkersError,
     StochasticPotentialError,
     TrainingWarning,
     energy,
@@ -150,6 +151,27 @@ def test_walkers_frozen_far_from_the_posterior_are_told_of_after_nuts() -> None:
     mcmc = MCMC(NUTS(posterior_model(walkers, context, torch.zeros(30).double())), num_samples=100, warmup_steps=50)
     with pytest.raises(AnchorError, match='at site "x", at'):
         mcmc.run()
+
+
+def test_walkers_are_refreshed_and_checked_by_datum() -> None:
+    pyro.set_rng_seed(9)
+    context, slope = contexts(6), nn.Parameter(torch.tensor(0.5, dtype=torch.double))
+    walkers = ConditionalWalkers(6, 400, num_groups=8)
+    p = tilted(slope, context[:3], walkers[:3])
+    with pytest.raises(RuntimeError, match="3 data that no walker has seen"):
+        walkers[:3].check(p)
+    p.log_prob(torch.zeros(3).double())
+    with torch.no_grad():
+        slope.fill_(3.0)
+        with pytest.raises(StaleWalkersError, match="refresh"):
+            p.log_prob(torch.zeros(3).double())
+    walkers[:3].refresh(p, num_steps=20)
+    with torch.no_grad():
+        error = -p.log_prob(torch.zeros(3).double()) - 0.5 * math.log(2 * math.pi) - 4.5 * context[:3].square()
+    # of t with 7 degrees of freedom, three of them
+    assert float((error / walkers.standard_error[:3]).abs().max()) < 8
+    walkers.freeze()
+    walkers[:3].check(p)
 
 
 def test_frozen_walkers_start_for_no_datum() -> None:

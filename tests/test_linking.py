@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pyro
@@ -73,6 +74,44 @@ def test_steps_that_are_not_in_c_call_it_too() -> None:
 
     program, _ = build_program(step, example, example, (), patient=False)
     assert program.rung == "traced"
+    found = program(example, example.unsqueeze(0), ())[1][0]
+    torch.testing.assert_close(found, function(example, torch.ones(()))[0] + example.square().sum())
+
+
+@pytest.mark.usefixtures("all_are_long")
+def test_what_is_called_may_call() -> None:
+    example = torch.randn(7, 5, dtype=torch.float64)
+    inner = CompiledFunction(lambda x: function(x, torch.ones(())), example)
+    other = CompiledFunction(lambda x: (x.exp(), x.sum(-1)), example)
+    outer = CompiledFunction(lambda x: (x - inner.plain(x)[1], inner.plain(x + 1)[0]), example)
+
+    def step(carry: Tensor, x: Tensor, _: Any) -> tuple[Tensor, Tensor]:
+        moved, value = outer.plain(carry)
+        return moved + 0.01 * other.plain(x)[0], value + inner.plain(x)[0]
+
+    program, reasons = build_program(step, example, example, ())
+    assert (program.rung, reasons) == ("C", [])
+    carry, ys = program(example, example.unsqueeze(0), ())
+    value, gradient = function(example, torch.ones(()))
+    torch.testing.assert_close(carry, example - gradient + 0.01 * example.exp())
+    torch.testing.assert_close(ys[0], value + function(example + 1, torch.ones(()))[0])
+
+
+@pytest.mark.usefixtures("all_are_long")
+def test_inductor_calls_it_and_keeps_it() -> None:
+    example = torch.randn(7, 5, dtype=torch.float64)
+
+    def built() -> Any:
+        compiled = CompiledFunction(lambda x: function(x, torch.ones(())), example)
+
+        def step(carry: Tensor, x: Tensor, _: Any) -> tuple[Tensor, Tensor]:
+            return carry, compiled.plain(x)[0] + torch.linalg.eigvalsh(x @ x.mT).sum()
+
+        return build_program(step, example, example, ())[0]
+
+    program = built()
+    gc.collect()
+    assert program.rung == "Inductor"
     found = program(example, example.unsqueeze(0), ())[1][0]
     torch.testing.assert_close(found, function(example, torch.ones(()))[0] + example.square().sum())
 

@@ -544,8 +544,11 @@ def test_log_likelihoods_with_discrete_sites_summed_out() -> None:
         with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1):
             label = pyro.sample("label", dist.Bernoulli(weight))
             pyro.deterministic("own", loc + 3 * label)
+            pyro.deterministic("share", (0.0 * loc + label).mean())  # of the shape of one that is fixed
             pyro.sample("x", dist.Normal(loc + 3 * label, 1.0), obs=data)
             pyro.sample("across", dist.Normal(switch, 1.0), obs=data)
+        colour = pyro.sample("colour", dist.Bernoulli(weight))
+        pyro.sample("bare", dist.Normal(colour, 1.0), obs=data[0])  # dims outside of plates
         first = pyro.sample("first", dist.Bernoulli(weight))
         pyro.sample("y1", dist.Normal(first, 1.0), obs=torch.tensor(0.2))
         second = pyro.sample("second", dist.Bernoulli(0.2 + 0.5 * first))

@@ -61,7 +61,13 @@ def indexed(x: Tensor) -> Tensor:
     return y
 
 
-SIMPLE = (fresh, read_before)
+def power(x: Tensor) -> Tensor:
+    y = x * 2
+    y **= 2
+    return y
+
+
+SIMPLE = (fresh, read_before, power)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.linalg import NanCholesky
-from pyro_ebm._core.program import build_program, c_library
+from pyro_ebm._core.program import build_program, c_library, c_source
 from pyro_ebm._core.program import program as program_module
 from pyro_ebm._core.program.lowering import FILLS, HANDLERS
 from pyro_ebm._core.program.pointwise import ALIASES, ARITHMETIC, COMPARISONS, COPIES
@@ -94,6 +94,18 @@ def test_every_operation_has_a_case() -> None:
 
 @pytest.mark.parametrize("seed", range(44))
 def test_random_steps(seed: int) -> None:
+    check_random_step(seed)
+
+
+@pytest.mark.parametrize("seed", range(100, 112))
+def test_long_programs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In many functions, by the flags of long ones."""
+    monkeypatch.setattr(c_source, "_LINES", 6)
+    monkeypatch.setattr(c_library, "is_long", lambda source: True)
+    check_random_step(seed)
+
+
+def check_random_step(seed: int) -> None:
     step = RandomStep(seed, torch.float32 if seed % 6 == 5 else torch.float64)
     example = [x[0] for x in step.xs]
     program, reasons = build_program(step, step.carry, example, step.constants, patient=False)

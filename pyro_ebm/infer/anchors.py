@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_ebm._core.errors import AnchorError
 from pyro_ebm.distributions.energy_distribution import energy_distribution_of
 from pyro_ebm.distributions.normalizers.normalizer import CanFreeze
+from pyro_ebm.infer.enumeration import Enumerate
 from pyro_ebm.infer.messengers import AtValues
 from pyro_ebm.infer.model_target import ModelTarget
 
@@ -57,15 +58,14 @@ def check_anchors(target: ModelTarget, position: Tensor) -> None:
     Raises:
         AnchorError: if they are no good at more than a tenth of 50 draws.
     """
-    if target.structure.enumerated:
-        return
     flat = position.flatten(0, 1)
     rows = torch.linspace(0, len(flat) - 1, min(_DRAWS, len(flat))).long()
     samples = target.constrain(flat[rows.to(flat.device)])
     failed: dict[str, list[AnchorError]] = {}
     for row in range(len(rows)):
         handler = _CheckWalkers({name: value[row] for name, value in samples.items()})
-        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+        # Where an energy depends on discrete sites, it is looked at for one value of them.
+        with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), Enumerate({}):
             target.run_model(handler)
         if not handler.found:
             return

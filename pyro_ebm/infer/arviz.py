@@ -67,6 +67,9 @@ def to_arviz(
     each datum (masks applied, scales not), and what is given; after `MCMC(..., save_warmup=True)` also
     `warmup_posterior` and `warmup_sample_stats`. Dims and coords come from plates.
 
+    Where discrete sites are summed out, the log likelihood of each datum sums them out too, and lacks data that none of
+    several has for itself (those of a hidden Markov model); deterministic sites that depend on them are left out.
+
     Args:
         mcmc: a finished run, of pyro_ebm or of Pyro itself; the latter has fewer diagnostics to give, and if its model
             cannot be batched, no more than draws and divergences.

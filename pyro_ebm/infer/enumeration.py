@@ -21,6 +21,7 @@ from pyro_ebm.distributions._legality import enumerated_context
 from pyro_ebm.distributions.energy_distribution import energy_distribution_of
 from pyro_ebm.graphs.elimination.plated import PlatedFactor, PlatedGraph, PlatedVariable, joint_states
 from pyro_ebm.graphs.gibbs.coloring import color
+from pyro_ebm.graphs.networks import connected_parts
 from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES
 from pyro_ebm.infer.messengers import LogJoint
 from pyro_ebm.infer.structure import is_subsample
@@ -64,6 +65,25 @@ class Enumerate(Messenger):  # type: ignore[misc]
         msg["done"] = True
 
 
+class AtState(Messenger):  # type: ignore[misc]
+    """Gives each discrete latent site one of its values.
+
+    Args:
+        states: all values of each site, `(K, *event)`.
+        number: which of them, counted from the first again where there are fewer, `()`.
+    """
+
+    def __init__(self, states: Mapping[str, Tensor], number: Tensor) -> None:
+        super().__init__()
+        self.states, self.number = states, number
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        states = self.states.get(msg["name"])
+        if states is not None and not msg["done"]:
+            value = states[self.number % len(states)]
+            msg["value"], msg["done"] = value.reshape([*[1] * len(msg["fn"].batch_shape), *value.shape]), True
+
+
 @dataclass(frozen=True)
 class Enumeration:
     """How a model's discrete sites are summed out.
@@ -86,9 +106,11 @@ class Enumeration:
     elements: Mapping[str, tuple[str, Size]]
     num_plates: int
     graph: PlatedGraph = field(init=False)
+    together: Mapping[str, Sequence[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graph", PlatedGraph(self.sites, self.num_plates))
+        object.__setattr__(self, "together", _components(self.scopes))
 
     def log_partition(self, log_probs: Mapping[str, Tensor]) -> Tensor:
         """The log of the sum over the discrete sites of `exp(Σ log_probs)`, `()`.
@@ -105,8 +127,8 @@ class Enumeration:
         """The log likelihood `log p(x_n | θ)` of each datum, with the discrete sites summed out, `(*plates,)` each.
 
         That is `log Σ exp(all that hangs together by discrete sites)` less the same without the datum. Data are left
-        out where several hang together, so that none has a likelihood of its own (a hidden Markov model), or where a
-        plate lies between a datum and the discrete sites.
+        out where several hang together, so that none has a likelihood of its own (a hidden Markov model), where a plate
+        lies between a datum and the discrete sites, and where data have dims outside of plates.
 
         Args:
             log_probs: as for `log_partition`.
@@ -114,21 +136,15 @@ class Enumeration:
         """
         tables, found = self.tables(log_probs), {}
         for name in data:
-            together = self._together(name)
-            inside = all(self.plates[each].keys() == self.plates[name].keys() for each in together)
+            together, plates = self.together[name], self.plates[name]
+            right = log_probs[name].shape[-self.num_plates :] if self.num_plates else ()
+            inside = all(self.plates[each].keys() == plates.keys() for each in together)
+            inside = inside and all(size == 1 or dim - len(right) in plates for dim, size in enumerate(right))
             if inside and sum(each in data for each in together) == 1:
                 rest = self._by_plate(tables, [each for each in together if each != name])
-                sizes = [self.plates[name].get(dim, 1) for dim in range(min(self.plates[name], default=0), 0)]
+                sizes = [plates.get(dim, 1) for dim in range(min(plates, default=0), 0)]
                 found[name] = (self._by_plate(tables, together) - rest).reshape(sizes)
         return found
-
-    def _together(self, name: str) -> list[str]:
-        """The sites of the model that hang together with one by discrete sites that their log probabilities share."""
-        scope, members = set(self.scopes[name]), {name}
-        while more := {n for n, own in self.scopes.items() if n not in members and scope & set(own)}:
-            members |= more
-            scope.update(*(self.scopes[each] for each in more))
-        return list(members)
 
     def _by_plate(self, tables: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
         """The log of the sum over the discrete sites of some tables, for each element of their plates, `(*plates,)`."""
@@ -188,6 +204,15 @@ class Enumeration:
             )
         table = table.permute([*left, *own, *range(table.dim() - right, table.dim())])
         return table.reshape(table.shape[len(left) :])
+
+
+def _components(scopes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """For each site of the model, those that hang together with it by discrete sites that they share."""
+    names = list(scopes)
+    number = {name: position for position, name in enumerate(names)}
+    edges = torch.tensor([(number[name], number[each]) for name, scope in scopes.items() for each in scope])
+    parts = [[names[i] for i in part.tolist()] for part in connected_parts(len(names), edges)]
+    return {name: part for part in parts for name in part}
 
 
 def find_enumeration(

@@ -22,7 +22,7 @@ from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.supports import same_support
 from pyro_ebm.infer.coordinates import Coordinates, unconstrained
-from pyro_ebm.infer.enumeration import Enumerate, Enumeration, find_enumeration
+from pyro_ebm.infer.enumeration import AtState, Enumerate, Enumeration, find_enumeration
 from pyro_ebm.infer.fresh_tensors import FreshTensors
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.messengers import LogJoint, Pointwise
@@ -93,8 +93,6 @@ class ModelTarget:
         same_supports = self._compare_supports(read_structure(first).latents)
         self._static_supports = same_supports and coordinates is unconstrained
         self._require_deterministic(first, second)
-        # With discrete sites at one value: those that depend on them have others when they take all values.
-        self._deterministic_shapes = {n: trace.nodes[n]["value"].shape for n in self.structure.deterministics}
         if self.structure.enumerated:
             self._enumeration = self._find_enumeration(trace)
         self._probe()
@@ -208,7 +206,7 @@ class ModelTarget:
         """
         if self.concern is not None:
             return {}, {}
-        enumeration, structure, shapes = self._enumeration, self.structure, self._deterministic_shapes
+        enumeration, structure = self._enumeration, self.structure
 
         def evaluate(one: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             if enumeration is None:
@@ -216,12 +214,30 @@ class ModelTarget:
                 return handler.deterministics, handler.log_likelihood
             with Enumerate(enumeration.dims):
                 handler = self.run_model(Pointwise(one, enumeration.scopes))
-            fixed = {n: v for n, v in handler.deterministics.items() if v.shape == shapes[n]}
+            fixed = {name: handler.deterministics[name] for name in self._fixed_deterministics}
             data = [name for name in handler.apart if name in structure.observed]
             return fixed, {**handler.log_likelihood, **enumeration.pointwise(handler.apart, data)}
 
         deterministics, log_likelihood = self._batched(evaluate, values)
         return deterministics, log_likelihood
+
+    @functools.cached_property
+    def _fixed_deterministics(self) -> frozenset[str]:
+        """The deterministic sites that depend on no discrete one: these are batched, and all that follows from them."""
+        enumeration, fixed = self._enumeration, set[str]()
+        if enumeration is None or not self.structure.deterministics:
+            return frozenset(self.structure.deterministics)
+        values = self.constrain(self.like)
+
+        def run(number: Tensor) -> Tensor:
+            with AtState(enumeration.states, number):
+                handler = self.run_model(Pointwise(values))
+            batched = torch._C._functorch.is_batchedtensor
+            fixed.update(name for name, value in handler.deterministics.items() if not batched(value))
+            return number
+
+        self._batched(run, torch.arange(2, device=self.like.device))
+        return frozenset(fixed)
 
     def sample_discrete(self, position: Tensor) -> dict[str, Tensor]:
         """Exact draws of the discrete sites that are summed out, given the others at `(*lead, dim)`.

@@ -30,8 +30,8 @@ class Linkable(Protocol):
     results: list[tuple[torch.Size, torch.dtype]]
 
     @property
-    def addresses(self) -> tuple[int, int, int]:
-        """Of its function, of the pointers to what it captures, and of its scratch memory."""
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Of its function, of its own `library`, of the pointers to what it captures, and of its scratch memory."""
         ...
 
     @property
@@ -70,6 +70,12 @@ def call(key: int, arguments: list[Tensor]) -> Tensor:
     return torch.cat([y[0].flatten() for y in results])
 
 
+@call.register_fake
+def _fake_call(key: int, arguments: list[Tensor]) -> Tensor:
+    results = _programs[key].results
+    return arguments[0].new_empty(sum(shape.numel() for shape, _ in results), dtype=results[0][1])
+
+
 @handles("pyro_ebm::call")
 def _call(lowering: Lowering, n: Any, result: Tensor) -> View:
     key, arguments = n.args
@@ -82,9 +88,9 @@ def _call(lowering: Lowering, n: Any, result: Tensor) -> View:
     function = f"((void (*)(void**, void**, char*, int64_t, int))library[{first}])"
     code = (
         f"{{{{ void* given[{len(given) + program.num_captured}] = {{{{{', '.join(given)}}}}};"
-        f" memcpy(given + {len(given)}, library[{first + 1}], {program.num_captured} * sizeof(void*));"
+        f" memcpy(given + {len(given)}, library[{first + 2}], {program.num_captured} * sizeof(void*));"
         f" memset({{out}}, 0, {math.prod(out.sizes)} * sizeof({C_TYPES[result.dtype]}));"
-        f" {function}(given, library, library[{first + 2}], 1, 0); }}}}"
+        f" {function}(given, library[{first + 1}], library[{first + 3}], 1, 0); }}}}"
     )
     made = tuple(Operand(each, lowering.buffers[each.buffer].dtype) for each in operands)
     lowering.emit(Statement((), made, out, result.dtype, code=code))

@@ -84,7 +84,11 @@ class _Ready:
             self._by_nest.setdefault(self.nests[i], set()).add(i)
 
     def first(self, done: set[int]) -> int | None:
-        """The first that overwrites nothing that others have still to read; nothing at the end."""
+        """The first that overwrites nothing that others have still to read; nothing at the end.
+
+        Raises:
+            RuntimeError: if those that are left wait for each other.
+        """
         refused, found = [], None
         while self._ready and found is None:
             i = heapq.heappop(self._ready)
@@ -94,6 +98,8 @@ class _Ready:
             found = i if self._statements[i].replaces - {i} <= done else None
         for i in refused:
             heapq.heappush(self._ready, i)
+        if found is None and self._missing:
+            raise RuntimeError(f"got {len(self._missing)} statements that wait for each other, expected an order")
         return found
 
     def like(self, seed: int) -> list[int]:

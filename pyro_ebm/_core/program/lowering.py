@@ -98,10 +98,10 @@ class Lowering(fx.Interpreter):
         return view
 
     def link(self, program: Any) -> int:
-        """Where the addresses of a program that is to be called are in `library`: of three the first."""
+        """Where the addresses of a program that is to be called are in `library`: of four the first."""
         if program not in self.linked:
             self.linked.append(program)
-        return NUM_PRODUCTS + 3 * self.linked.index(program)
+        return NUM_PRODUCTS + 4 * self.linked.index(program)
 
     def places(self, mask: Any) -> list[View]:
         """Where a boolean mask is true: a view of indices for each of its dims.

@@ -33,10 +33,16 @@ def _mutates(node: fx.Node) -> bool:
 
 
 def _out_of_place(node: fx.Node) -> Any:
-    """`aten.exp.default` for `aten.exp_.default`; nothing where there is no such thing."""
-    namespace, name = node.target._schema.name.split("::")  # type: ignore[union-attr]
+    """`aten.exp.default` for `aten.exp_.default`; nothing where nothing takes the same arguments."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    namespace, name = schema.name.split("::")
     packet = getattr(aten, name[:-1], None) if namespace == "aten" and name.endswith("_") else None
-    return getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
+    overloads = [getattr(packet, each) for each in packet.overloads()] if packet is not None else []
+    return next((each for each in overloads if _arguments(each._schema) == _arguments(schema)), None)
+
+
+def _arguments(schema: Any) -> list[tuple[str, str]]:
+    return [(each.name, str(each.type)) for each in schema.arguments]
 
 
 def _replace(graph: fx.GraphModule, node: fx.Node, operation: Any) -> None:

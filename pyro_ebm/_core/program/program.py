@@ -64,6 +64,7 @@ class _Traced:
     """A step as a graph over flat lists of tensors."""
 
     def __init__(self, step: Step, carry: Any, x: Any, constants: Any) -> None:
+        self.step = step  # and so what it calls, which a graph names by a key
         parts = [pytree.tree_flatten(part) for part in (carry, x, constants)]
         self.inputs = [[_own(leaf) for leaf in leaves] for leaves, _ in parts]  # no tensor stands twice
         self.y_structure: Any = None
@@ -153,10 +154,10 @@ class CProgram:
         return ys
 
     @property
-    def addresses(self) -> tuple[int, int, int]:
+    def addresses(self) -> tuple[int, int, int, int]:
         """See `Linkable`."""
         function = ctypes.cast(self._function, ctypes.c_void_p).value or 0
-        return function, ctypes.addressof(self._pointers), self._scratch
+        return function, ctypes.addressof(self._library), ctypes.addressof(self._pointers), self._scratch
 
     @property
     def num_captured(self) -> int:

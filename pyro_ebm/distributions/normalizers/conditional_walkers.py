@@ -11,16 +11,23 @@ from torch import Generator, Size, Tensor
 from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import AnchorError, EnergyShapeError
 from pyro_ebm._core.randomness import seeded_generator
-from pyro_ebm.distributions._caller import moved_by_chains, scored_site
+from pyro_ebm.distributions._caller import moved_by_chains
 from pyro_ebm.distributions.normalizers.draws import drawn
 from pyro_ebm.distributions.normalizers.fingerprint import close
-from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
+from pyro_ebm.distributions.normalizers.guards import refuse_compilation
+from pyro_ebm.distributions.normalizers.held import check_held, held
 from pyro_ebm.distributions.normalizers.population import Population, counts, restored, saved
 from pyro_ebm.distributions.normalizers.refresh import evaluated, is_step_too_large, moved_on, reweighted
 from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.stillness import Stillness
-from pyro_ebm.distributions.normalizers.surrogate import check_anchor, check_certain, check_fresh, surrogate
-from pyro_ebm.mcmc.moves import EnergyDensity, Tuning, move_for
+from pyro_ebm.distributions.normalizers.surrogate import check_certain, check_fresh, surrogate
+from pyro_ebm.mcmc.moves import EnergyDensity, Move, Start, Tuning, move_for
+
+_UNSEEN = (
+    "{} data that no walker has seen, expected walkers to be started for them, by log_prob of a distribution with "
+    "walkers[index], before."
+)
+_WHEN = "walkers of data"  # errors begin with it
 
 
 class ConditionalWalkers:
@@ -73,7 +80,7 @@ class ConditionalWalkers:
         self._generator = generator
         self._population: Population | None = None
         self._seen = torch.zeros(num_data, dtype=torch.bool)
-        self._stillness = Stillness()
+        self.stillness = Stillness()
         self.is_frozen = False
 
     def __getitem__(self, index: Tensor | slice) -> WalkersOfData:
@@ -97,10 +104,7 @@ class ConditionalWalkers:
         new = ~self._seen[rows]
         if bool(new.any()):
             if self.is_frozen:
-                raise AnchorError(
-                    f"ConditionalWalkers: got {int(new.sum())} data that no walker has seen, and frozen ones, "
-                    "expected walkers to be started for all data, by a pass over them, before freeze()."
-                )
+                raise AnchorError(f"ConditionalWalkers, frozen: got {_UNSEEN.format(int(new.sum()))}")
             fresh, _ = started(distribution, *self._counted, self._generator)
             if self._population is None:
                 self._population = _room(fresh, self.num_data)
@@ -108,17 +112,15 @@ class ConditionalWalkers:
             self._seen[rows] = True
         return self._required().at(rows), self._generator
 
-    def left(self, rows: Tensor, population: Population, acceptance_rate: float, least: float) -> None:
-        """Leave the walkers of some data where they are now.
-
-        Args:
-            rows: which data.
-            population: their walkers.
-            acceptance_rate: of the moves that took them there.
-            least: of which less is accepted only where walkers stand still.
-        """
+    def left(self, rows: Tensor, population: Population) -> None:
+        """Leave the walkers of some data where they are now."""
         self._required().put(rows, population)
-        self._stillness.note("ConditionalWalkers", acceptance_rate, least)
+
+    def seen(self, rows: Tensor) -> Population:
+        """The walkers of some data, which must have been started."""
+        if bool(self._seen[rows].all()):
+            return self._required().at(rows)
+        raise RuntimeError(f"ConditionalWalkers: got {_UNSEEN.format(int((~self._seen[rows]).sum()))}")
 
     def restarted(self, distribution: EnergyDensity, old: Population, which: Tensor) -> Population:
         """Those at `which`, `(n,)` booleans, annealed anew from the base, and the others as they are."""
@@ -167,14 +169,14 @@ class ConditionalWalkers:
             **saved(self._population, self._generator),
             "seen": self._seen.clone(),
             "is_frozen": self.is_frozen,
-            "num_still": self._stillness.count,
+            "num_still": self.stillness.count,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved."""
         self._population, self._generator = restored(state)
         self._seen = state["seen"].clone()
-        self.is_frozen, self._stillness = state["is_frozen"], Stillness(state["num_still"])
+        self.is_frozen, self.stillness = state["is_frozen"], Stillness(state["num_still"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Generators are not pickled; their states are."""
@@ -207,10 +209,9 @@ class WalkersOfData:
         """
         if not self.is_frozen:
             refuse_compilation()
-        in_mcmc = moved_by_chains()
         population, generator = self._walkers.taken(self._rows, distribution)
-        if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
-            return self._as_it_is(distribution, population, in_mcmc=in_mcmc)
+        if self.is_frozen or moved_by_chains() or not torch.is_grad_enabled():
+            return held(distribution, population, is_frozen=self.is_frozen, check_report=_check_report)
         move = move_for(distribution)
         at = evaluated(distribution, population, move, population.num_drivers)
         if not close(at.log_density, population.log_density):
@@ -219,23 +220,37 @@ class WalkersOfData:
                 population = self._walkers.restarted(distribution, population, too_large)
                 at = evaluated(distribution, population, move, population.num_drivers)
             steps = self._walkers.num_steps or move.usual_steps
-            population = reweighted(population, at.log_density, "walkers of data")
-            left, moved = moved_on(
-                distribution, population, move, generator, num_steps=steps, start=at.start, when="walkers of data"
-            )
-            self._walkers.left(self._rows, left, float(moved.acceptance_rate.mean()), move.least_acceptance)
+            population = reweighted(population, at.log_density, _WHEN)
+            self._move(distribution, population, move, generator, steps, at.start)
         return surrogate(population.log_normalizer(), population.driver_log_weights(), at.drivers, at.drivers)
 
-    def _as_it_is(self, distribution: EnergyDensity, population: Population, *, in_mcmc: bool) -> Tensor:
-        log_density, log_weights = distribution.unnormalized_log_prob(population.value), population.all_log_weights()
-        if not self.is_frozen:
-            check_potential(log_density, scored_site())
-            if not in_mcmc:
-                check_fresh(log_weights, log_density, population.log_density)
-                check_certain(population.standard_error())
-        elif not in_mcmc:
-            check_anchor(log_weights, log_density.detach(), population.log_density)
-        return surrogate(population.log_normalizer(), log_weights, log_density, population.log_density)
+    def _move(
+        self,
+        distribution: EnergyDensity,
+        population: Population,
+        move: Move,
+        generator: Generator,
+        num_steps: int,
+        start: Start | None,
+    ) -> None:
+        """Move walkers, and leave them where they are then."""
+        left, moved = moved_on(distribution, population, move, generator, num_steps=num_steps, start=start, when=_WHEN)
+        self._walkers.left(self._rows, left)
+        self._walkers.stillness.note("ConditionalWalkers", float(moved.acceptance_rate.mean()), move.least_acceptance)
+
+    def refresh(self, distribution: EnergyDensity, num_steps: int) -> None:
+        """Start the walkers of these data anew at the present parameters, and move them there for long."""
+        with torch.no_grad():
+            self.restart(distribution)
+            population, generator = self._walkers.taken(self._rows, distribution)
+            self._move(distribution, population, move_for(distribution), generator, num_steps, None)
+
+    def restart(self, distribution: EnergyDensity) -> None:
+        """Start the walkers of these data anew, by annealing from the base to the density as it is."""
+        with torch.no_grad():
+            population, _ = self._walkers.taken(self._rows, distribution)
+            every = torch.ones(len(self._rows), dtype=torch.bool)
+            self._walkers.left(self._rows, self._walkers.restarted(distribution, population, every))
 
     @property
     def is_frozen(self) -> bool:
@@ -248,14 +263,16 @@ class WalkersOfData:
         Raises:
             AnchorError: if parameters are too far from those at which the walkers were frozen.
         """
-        with torch.no_grad():
-            population, _ = self._walkers.taken(self._rows, distribution)
-            log_density = distribution.unnormalized_log_prob(population.value)
-            check_anchor(population.all_log_weights(), log_density, population.log_density)
+        check_held(distribution, self._walkers.seen(self._rows))
 
     def draw(self, distribution: EnergyDensity, sample_shape: Size) -> Tensor:
         """Values of walkers, by their weights, and moved on, `(*sample, n, *event)`."""
         return drawn(distribution, *self._walkers.taken(self._rows, distribution), sample_shape)
+
+
+def _check_report(population: Population, log_density: Tensor) -> None:
+    check_fresh(population.all_log_weights(), log_density, population.log_density)
+    check_certain(population.standard_error())
 
 
 def _room(like: Population, num_data: int) -> Population:

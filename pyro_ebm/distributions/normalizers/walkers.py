@@ -12,15 +12,16 @@ from torch import Generator, Size, Tensor
 from pyro_ebm._core.dtypes import like_of
 from pyro_ebm._core.errors import InitializationError
 from pyro_ebm._core.randomness import seeded_generator
-from pyro_ebm.distributions._caller import moved_by_chains, scored_site
+from pyro_ebm.distributions._caller import moved_by_chains
 from pyro_ebm.distributions.normalizers.draws import drawn
 from pyro_ebm.distributions.normalizers.fingerprint import Fingerprint, fingerprint, kept, same
-from pyro_ebm.distributions.normalizers.guards import check_potential, refuse_compilation
+from pyro_ebm.distributions.normalizers.guards import refuse_compilation
+from pyro_ebm.distributions.normalizers.held import check_held, held
 from pyro_ebm.distributions.normalizers.population import Population, counts, restored, saved
 from pyro_ebm.distributions.normalizers.refresh import evaluated, moved_on, reweighted
 from pyro_ebm.distributions.normalizers.start import started
 from pyro_ebm.distributions.normalizers.stillness import Stillness
-from pyro_ebm.distributions.normalizers.surrogate import check_anchor, surrogate
+from pyro_ebm.distributions.normalizers.surrogate import surrogate
 from pyro_ebm.mcmc.moves import EnergyDensity, Move, Start, move_for
 
 
@@ -109,10 +110,9 @@ class Walkers(ABC):
         """
         if not self.is_frozen:
             refuse_compilation()
-        in_mcmc = moved_by_chains()
         population = self._ready(distribution)
-        if self.is_frozen or in_mcmc or not torch.is_grad_enabled():
-            return self._off_anchor(distribution, population, in_mcmc=in_mcmc)
+        if self.is_frozen or moved_by_chains() or not torch.is_grad_enabled():
+            return held(distribution, population, is_frozen=self.is_frozen, check_report=self._check_report)
         # The gradient is taken where the walkers are when they have their weights, and then they are moved: of what
         # learning does to an energy at its walkers, less is met again by them as work.
         move = move_for(distribution)
@@ -121,18 +121,6 @@ class Walkers(ABC):
             steps = self.num_steps or move.usual_steps
             population = self._follow(distribution, at.log_density, move, steps, at.start)
         return surrogate(population.log_normalizer(), self._driving(population), at.drivers, at.drivers)
-
-    def _off_anchor(self, distribution: EnergyDensity, population: Population, *, in_mcmc: bool) -> Tensor:
-        """Log Z by all walkers where they are, which are not moved."""
-        log_density = distribution.unnormalized_log_prob(population.value)
-        log_weights = population.all_log_weights()
-        if not self.is_frozen:
-            check_potential(log_density, scored_site())
-            if not in_mcmc:
-                self._check_report(population, log_density)
-        elif not in_mcmc:
-            check_anchor(log_weights, log_density.detach(), population.log_density)
-        return surrogate(population.log_normalizer(), log_weights, log_density, population.log_density)
 
     def _ready(self, distribution: EnergyDensity) -> Population:
         """The walkers, started if this is the first call."""
@@ -230,10 +218,7 @@ class Walkers(ABC):
         Raises:
             AnchorError: there.
         """
-        with torch.no_grad():
-            population, _ = self._required()
-            log_density = distribution.unnormalized_log_prob(population.value)
-            check_anchor(population.all_log_weights(), log_density, population.log_density)
+        check_held(distribution, self._required()[0])
 
     def draw(self, distribution: EnergyDensity, sample_shape: Size) -> Tensor:
         """Values of walkers, by their weights, and moved on: draws that are as good as the walkers.
