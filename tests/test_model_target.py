@@ -19,7 +19,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_ebm import MCMC, NUTS, DoubleWell, EnergyDistribution, NeuralEnergy, energy
+from pyro_ebm import MCMC, NUTS, DoubleWell, EnergyDistribution, LinearChainCRF, NeuralEnergy, energy
 from pyro_ebm._core.errors import (
     BatchingError,
     EnergyShapeError,
@@ -27,7 +27,8 @@ from pyro_ebm._core.errors import (
     UnnormalizedError,
     UnnormalizedObservationError,
 )
-from pyro_ebm._core.program import build_program
+from pyro_ebm._core.program import CompiledFunction, build_program
+from pyro_ebm._core.program.program import CProgram
 from pyro_ebm.infer.model_target import ModelTarget
 
 CHAINS = 7
@@ -531,6 +532,37 @@ def test_discrete_sites_are_summed_out(model: Callable[[Tensor], None]) -> None:
         expected = torch.stack(total).logsumexp(0) + jacobian
         torch.testing.assert_close(value[chain], expected.detach(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(gradient[chain], torch.autograd.grad(expected, free)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_long_hidden_markov_model_is_one_program() -> None:
+    """Against the forward algorithm; its program is among those that are built and called as long ones are."""
+    observed = torch.randn(50, dtype=torch.float64)
+
+    def model() -> None:
+        stay = pyro.sample("stay", dist.Beta(torch.tensor(3.0, dtype=torch.float64), 1.0))
+        means = pyro.sample("means", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+        state = torch.tensor(0)
+        for t in pyro.markov(range(50)):
+            state = pyro.sample(f"state{t}", dist.Bernoulli(torch.where(state == 0, 1 - stay, stay))).long()
+            pyro.sample(f"x{t}", dist.Normal(means[state], 1.0), obs=observed[t])
+
+    def log_density(position: Tensor) -> Tensor:
+        stay, means = position[..., 0].sigmoid(), position[..., 1:]
+        rows = torch.stack([torch.stack([stay, 1 - stay], -1), torch.stack([1 - stay, stay], -1)], -2).log()
+        emitted = dist.Normal(means.unsqueeze(-2), 1.0).log_prob(observed.unsqueeze(-1))
+        hmm = LinearChainCRF.from_hmm(rows[..., 0, :], rows.unsqueeze(-3), emitted)
+        prior = dist.Beta(3.0, 1.0).log_prob(stay) + dist.Normal(0.0, 1.0).log_prob(means).sum(-1)
+        return hmm.log_partition() + prior + stay.log() + (1 - stay).log()
+
+    target = ModelTarget(model, (), {})
+    position = randn(3, 4, 3).requires_grad_()
+    compiled = CompiledFunction(target.log_density, position.detach())
+    assert isinstance(compiled._program, CProgram)
+    assert compiled._program.is_long
+    value, gradient = compiled(position.detach())
+    expected = log_density(position)
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), position)[0])
 
 
 def test_log_likelihoods_with_discrete_sites_summed_out() -> None:
