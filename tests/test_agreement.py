@@ -36,7 +36,7 @@ def test_moments_are_those_of_pyro(name: str, kernel: type[Kernel], reference: d
     with default_dtype(torch.float64):
         case = CASES[name]
         pyro.set_rng_seed(2)
-        mcmc = MCMC(kernel(case.make()), 200, 150, num_chains=16, disable_progbar=True)
+        mcmc = MCMC(kernel(case.make()), 600, 150, num_chains=16, disable_progbar=True)
         mcmc.run(*case.arguments(), **case.keywords())
     draws = mcmc.get_samples(group_by_chain=True)
     assert draws.keys() == reference[name].keys()

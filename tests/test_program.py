@@ -82,7 +82,7 @@ def test_operations(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_operation_has_a_case() -> None:
-    known = {*ARITHMETIC, *COMPARISONS, *HANDLERS, *FILLS, *COPIES, *ALIASES}
+    known = {*ARITHMETIC, *COMPARISONS, *HANDLERS, *FILLS, *COPIES, *ALIASES} - {"pyro_ebm::call"}  # see test_linking
     covered = set()
     for dtype in DTYPES:
         for case in TABLE:
