@@ -5,8 +5,8 @@ import torch
 from discrete_cases import GRAPHS
 
 from pyro_ebm import FactorGraph, IsingEnergy, spin
+from pyro_ebm.graphs.coloring import color, neighbor_pairs
 from pyro_ebm.graphs.gibbs.blocks import conditional_blocks, unbatched
-from pyro_ebm.graphs.gibbs.coloring import color, neighbor_pairs
 
 
 def _grid(rows: int, columns: int) -> torch.Tensor:

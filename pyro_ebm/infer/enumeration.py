@@ -19,8 +19,8 @@ from torch import Size, Tensor
 from pyro_ebm._core.errors import BatchingError, EnumeratedContextError, GraphError, TreewidthError
 from pyro_ebm.distributions._legality import enumerated_context
 from pyro_ebm.distributions.energy_distribution import energy_distribution_of
+from pyro_ebm.graphs.coloring import color
 from pyro_ebm.graphs.elimination.plated import PlatedFactor, PlatedGraph, PlatedVariable, joint_states
-from pyro_ebm.graphs.gibbs.coloring import color
 from pyro_ebm.graphs.networks import connected_parts
 from pyro_ebm.graphs.tables import MAX_TABLE_ENTRIES
 from pyro_ebm.infer.messengers import LogJoint

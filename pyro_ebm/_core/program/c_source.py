@@ -31,6 +31,7 @@ from pyro_ebm._core.program.statements import (
 
 _ALIGNMENT = 64
 
+# Of a function, at most, unless a single loop has more.
 _LINES = 400
 _PARAMETERS = "void** memory, void** library, char* arena, int forced"
 _PRODUCTS = (
@@ -46,7 +47,8 @@ class CSource:
     Attributes:
         text: the code, with the function `void run(void** memory, void** library, char* arena, int64_t repetitions,
             int forced)`. `memory` points to the carry, the stacked x and the constants, then the stacked y, which holds
-            zeros, then `captured`. Where `forced` is one, all `choices` fall on what is new.
+            zeros, then `captured`; the stacked ones are moved on. Where `forced` is one, all `choices` fall on what is
+            new.
         arena_size: bytes of scratch memory.
         captured: tensors that the graph holds.
         choices: names of the nodes that select all or nothing, by one boolean.
@@ -117,9 +119,8 @@ def write_source(
             "",
         ]
     )
-    return CSource(
-        text, size, tuple(lowering.captured.values()), frozenset(lowering.choices), (*lowering.linked,)
-    ), outputs
+    captured, choices = tuple(lowering.captured.values()), frozenset(lowering.choices)
+    return CSource(text, size, captured, choices, tuple(lowering.linked)), outputs
 
 
 def _kind(tensor: Tensor) -> str:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from pyro_ebm.graphs.approximate.approximation import Approximation, conclude, iterate
 from pyro_ebm.graphs.approximate.stacking import Stack, along, column_first, contract, stack
-from pyro_ebm.graphs.gibbs.coloring import color, neighbor_pairs
+from pyro_ebm.graphs.coloring import color, neighbor_pairs
 from pyro_ebm.graphs.graph import FactorGraph
 
 # A forbidden state costs this much more than any other while beliefs are found: what is left of it is exactly zero.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Size, Tensor
 
-from pyro_ebm.graphs.gibbs.coloring import color, neighbor_pairs
+from pyro_ebm.graphs.coloring import color, neighbor_pairs
 from pyro_ebm.graphs.gibbs.conditionals import ElementBlock, Lookup
 from pyro_ebm.graphs.tables import LogTables, TableGroup
 
