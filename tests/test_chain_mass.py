@@ -20,8 +20,9 @@ def mass_of(draws: Tensor, lp: Tensor, done: Tensor | None = None) -> ChainMass:
     """Of draws `(ticks, chains, dim)`, in blocks of unequal length."""
     done = torch.ones_like(lp, dtype=torch.bool) if done is None else done
     mass = ChainMass.start(draws[0])
-    for block in (slice(0, 3), slice(3, 4), slice(4, None)):
-        mass = mass.update(done[block], lp[block], draws[block])
+    for block in (slice(0, 3), slice(3, 4), slice(4, len(lp))):
+        if block.start < block.stop:
+            mass = mass.update(done[block], lp[block], draws[block])
     return mass
 
 
@@ -41,6 +42,7 @@ def test_moments_are_those_of_the_draws_that_count() -> None:
         torch.testing.assert_close(mass.mean[chain], own.mean(0))
         torch.testing.assert_close(mass.scatter[chain], (own - own.mean(0)).square().sum(0))
         torch.testing.assert_close(mass.lp[chain], lp[done[:, chain], chain].mean())
+        assert mass.last_lp[chain] == lp[done[:, chain], chain][-1]
 
 
 def test_a_chain_in_a_mode_without_mass_is_left_behind() -> None:
@@ -50,6 +52,12 @@ def test_a_chain_in_a_mode_without_mass_is_left_behind() -> None:
     assert mass_of(draws, lp).left_behind().tolist() == [i == 5 for i in range(8)]
     assert mass_of(draws[:4], lp[:4]).left_behind().tolist() == NONE  # too few draws to judge by
     assert mass_of(draws[:, 3:6], lp[:, 3:6]).left_behind().tolist() == [False] * 3  # too few chains
+
+
+def test_a_chain_that_has_come_to_the_others_is_not() -> None:
+    draws, lp = normal(1, torch.ones(8).double())
+    lp[:-1, 5] -= 1000
+    assert mass_of(draws, lp).left_behind().tolist() == NONE
 
 
 def test_a_mode_that_is_low_but_wide_is_not() -> None:

@@ -3,7 +3,8 @@
 The mass that a chain's draws speak for follows from themselves: restricted to the region that the chain moves in,
 `log ∫ exp(lp(x)) dx = E[lp] + H`, with H the entropy of the draws, and H is at most that of a Gaussian with their
 variances, `Σ log sd_i + const`. Where this bound is far below the others', the chain would have to be there for next to
-none of its draws.
+none of its draws. A chain that was on its way, and has come to where others are, is not left behind: its last draw counts
+where it is higher than their mean.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class ChainMass(NamedTuple):
     Attributes:
         num_draws: draws of each chain, `(chains,)`.
         lp: the mean of their log densities, `(chains,)`.
+        last_lp: that of the last of them, `(chains,)`.
         mean: their mean, `(chains, dim)`.
         scatter: the sum of squared deviations, `(chains, dim)`.
 
@@ -34,6 +36,7 @@ class ChainMass(NamedTuple):
 
     num_draws: Tensor
     lp: Tensor
+    last_lp: Tensor
     mean: Tensor
     scatter: Tensor
 
@@ -41,7 +44,7 @@ class ChainMass(NamedTuple):
     def start(cls, position: Tensor) -> ChainMass:
         """No draws yet, of chains like `position` `(chains, dim)`."""
         nothing = torch.zeros_like(position)
-        return cls(nothing[:, 0], nothing[:, 0], nothing, nothing)
+        return cls(nothing[:, 0], nothing[:, 0], nothing[:, 0], nothing, nothing)
 
     def update(self, done: Tensor, lp: Tensor, position: Tensor) -> ChainMass:
         """Take in the draws `(ticks, chains, dim)` of a block, where `done` `(ticks, chains)`."""
@@ -54,10 +57,12 @@ class ChainMass(NamedTuple):
         new_scatter = torch.where(taken, position - new_mean, 0).square().sum(0)
         share = new / total.clamp(min=1)
         shift = new_mean - self.mean
+        last = done.shape[0] - 1 - done.flip(0).byte().argmax(0, keepdim=True)
         correction = (self.num_draws * share).unsqueeze(-1) * shift.square()
         return ChainMass(
             total,
             self.lp + share * (new_lp - self.lp),
+            torch.where(new > 0, lp.gather(0, last).squeeze(0), self.last_lp),
             self.mean + share.unsqueeze(-1) * shift,
             self.scatter + new_scatter + correction,
         )
@@ -66,7 +71,8 @@ class ChainMass(NamedTuple):
         """Which chains are, `(chains,)`."""
         judged = self.num_draws >= _LEAST_DRAWS
         variance = self.scatter / self.num_draws.clamp(min=1).unsqueeze(-1)
-        log_mass = torch.nan_to_num(self.lp + 0.5 * variance.log().sum(-1), -torch.inf, torch.inf, -torch.inf)
+        lp = torch.fmax(self.lp, self.last_lp)
+        log_mass = torch.nan_to_num(lp + 0.5 * variance.log().sum(-1), -torch.inf, torch.inf, -torch.inf)
         if int(judged.sum()) < _LEAST_CHAINS:
             return torch.zeros_like(judged)
         known = log_mass[judged]
