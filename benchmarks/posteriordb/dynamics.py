@@ -15,9 +15,7 @@ STEPS_A_SAMPLE = 10  # between measurements of a drug
 NO_LESS = 1e-10  # of a drug: what a solver's error leaves below zero has no logarithm
 
 
-def runge_kutta(
-    derivative: Callable[[float, Tensor], Tensor], start: Tensor, times: Tensor, steps: int
-) -> Tensor:
+def runge_kutta(derivative: Callable[[float, Tensor], Tensor], start: Tensor, times: Tensor, steps: int) -> Tensor:
     """Solutions of `dz/dt = derivative(t, z)` by the classical method of order four.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -41,7 +43,7 @@ def arma11(y: Tensor) -> None:
     theta = pyro.sample("theta", dist.Normal(0.0, 2.0))
     sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
     errors = [y[0] - (mu + phi * mu)]
-    for before, now in zip(y[:-1], y[1:], strict=True):
+    for before, now in pairwise(y):
         errors.append(now - (mu + phi * before + theta * errors[-1]))
     with pyro.plate("time", len(y)):
         pyro.factor("y", dist.Normal(0.0, sigma).log_prob(torch.stack(errors)))

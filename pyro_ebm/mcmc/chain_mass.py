@@ -3,8 +3,8 @@
 The mass that a chain's draws speak for follows from themselves: restricted to the region that the chain moves in,
 `log ∫ exp(lp(x)) dx = E[lp] + H`, with H the entropy of the draws, and H is at most that of a Gaussian with their
 variances, `Σ log sd_i + const`. Where this bound is far below the others', the chain would have to be there for next to
-none of its draws. A chain that was on its way, and has come to where others are, is not left behind: its last draw counts
-where it is higher than their mean.
+none of its draws. A chain that was on its way, and has come to where others are, is not left behind: its last draw
+counts where it is higher than their mean.
 """
 
 from __future__ import annotations

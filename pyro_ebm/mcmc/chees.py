@@ -26,9 +26,10 @@ MAX_NUM_STEPS = 1024
 # At first there are far fewer: chains are on their way to the bulk, and what they say of lengths holds only there. The
 # bound grows with each trajectory, and with each window.
 _FIRST_MAX_STEPS, _MORE_STEPS, _WIDER = 16.0, 2.0, 4.0
-# The logarithm of the length moves this far for each unit of the rate's logarithmic gradient, which is taken from
-# running means, and held between -1 and 1.
-_LEARNING_RATE, _FORGETTING = 0.1, 0.9
+# The logarithm of the length moves this far for each unit of the rate's logarithmic gradient. The criterion's part in
+# it is taken from running means, and held between -1 and 1: beyond lengths of any use it is noise without a mean, and
+# what is left leads back. Fewer chains than so many are noisier, and learn more slowly.
+_LEARNING_RATE, _FORGETTING, _MANY_CHAINS = 0.1, 0.9, 16
 # The power of the length by which the criterion is divided.
 _THRIFT = 0.25
 # The average of the logarithms weighs the n-th by n to the power of minus this.
@@ -284,10 +285,11 @@ class LengthAdaptation(NamedTuple):
             _FORGETTING * old + (1 - _FORGETTING) * torch.where(usable, new, 0)
             for old, new in zip((self.criterion, self.criterion_gradient), means, strict=True)
         )
-        slope = (gradient / criterion.clamp(min=1e-30) - _THRIFT).clamp(-1, 1)
+        slope = (gradient / criterion.clamp(min=1e-30)).clamp(-1, 1) - _THRIFT
+        rate = _LEARNING_RATE * min(1.0, len(sound) / _MANY_CHAINS) ** 0.5
         averaging = self.averaging.adapt(info, sound, target)
         least, most = averaging.log_step_size, averaging.log_step_size + self.max_steps.log()
-        log_length = torch.minimum(torch.maximum(self.log_length + _LEARNING_RATE * slope, least), most)
+        log_length = torch.minimum(torch.maximum(self.log_length + rate * slope, least), most)
         count = self.num_updates + 1
         share = count**-_AVERAGING
         updated = LengthAdaptation(

@@ -36,8 +36,10 @@ _SAME_SCALE = 0.7
 # A log density so many median deviations below the median is not one of the bulk.
 _FAR = 10.0
 # Where more than one in 500 transitions of a window diverge, and more than a few, the distance of the target acceptance
-# from one shrinks as many times as they are too many, within bounds.
+# from one shrinks as many times as they are too many, within bounds. Those whose steps are much longer than the window's
+# average do not count: adaptation tries such steps, but sampling will not take them.
 _MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
+_MUCH_LONGER = 1.5
 Compile = Literal["no", "fast", "yes"]
 # The share of what a window still needs that is done before looking again.
 _WINDOW_SHARE = 0.5
@@ -124,9 +126,10 @@ class Run:
         # Raised since the last draw; where every transition makes one, they would only cost time.
         self._alarms = dict.fromkeys(_ALARMS, quiet) if self.draws.thinning > 1 else {}
         self._diverged_in_window = torch.zeros_like(self._in_window)
+        self._judged_in_window = torch.zeros_like(self._in_window)
         self._moved = torch.zeros_like(self._in_window)
         self._target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=position.device)
-        self._acceptance = torch.zeros((), dtype=position.dtype, device=position.device)
+        self._acceptance, self._step_sum = torch.zeros_like(self._target), torch.zeros_like(self._target)
         self._ticks = 0  # in this window
         self._pending: Any = None  # the randomness of the rest of the block
         self.concerns: list[str] = []
@@ -314,7 +317,11 @@ class Run:
             self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
             if not self.algorithm.structured:  # the bound is that of densities over reals
                 self._mass = self._mass.update(done, lp, whitened)
-            self._diverged_in_window = self._diverged_in_window + (done & diverging & ~said["non_finite"]).sum(0)
+            self._step_sum = self._step_sum + torch.where(done, said["step_size"], 0).sum()
+            average = self._step_sum / self._in_window.sum().clamp(min=1)
+            judged = done & (said["step_size"] <= _MUCH_LONGER * average)
+            self._judged_in_window = self._judged_in_window + judged.sum(0)
+            self._diverged_in_window = self._diverged_in_window + (judged & diverging & ~said["non_finite"]).sum(0)
 
     def _end_window_if_due(self) -> None:
         """Windows end by the *median* count, so that no chain waits, and no lost one hurries the others.
@@ -359,11 +366,11 @@ class Run:
         """Aim at shorter steps where these chains diverge too often; what is not finite, shorter steps do not mend."""
         if self._window < max(2, len(self._windows) - 3):  # the last two windows with a metric are those to judge by
             return
-        share = self._diverged_in_window / self._in_window.clamp(min=1)
+        share = self._diverged_in_window / self._judged_in_window.clamp(min=1)
         chains = chains & (share < 0.5)
-        diverged, made = (int(each[chains].sum()) for each in (self._diverged_in_window, self._in_window))
-        if diverged >= _FEWEST and diverged > _MANY_DIVERGE * made:
-            shrinkage = max(_MANY_DIVERGE * made / diverged, _MOST_SHRINKAGE)
+        diverged, judged = (int(each[chains].sum()) for each in (self._diverged_in_window, self._judged_in_window))
+        if diverged >= _FEWEST and diverged > _MANY_DIVERGE * judged:
+            shrinkage = max(_MANY_DIVERGE * judged / diverged, _MOST_SHRINKAGE)
             raised = (1 - shrinkage * (1 - self._target)).clamp(max=_GREATEST_TARGET)
             self._target = torch.maximum(self._target, raised)
 
@@ -382,6 +389,7 @@ class Run:
             self._estimator = self._no_draws
         self._mass = ChainMass.start(position)
         self._diverged_in_window = torch.zeros_like(self._in_window)
+        self._judged_in_window, self._step_sum = torch.zeros_like(self._in_window), torch.zeros_like(self._target)
         self._in_window, self._ticks = torch.zeros_like(self._in_window), 0
         warming_up = torch.tensor(self.warming_up, device=position.device)
         self._state = self.algorithm.init(
@@ -393,8 +401,8 @@ class Run:
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    _COUNTS = ("_in_window", "_in_warmup", "_diverged", "_diverged_in_window", "_moved")
-    _SAVED = ("_window", *_COUNTS, "_target", "_acceptance", "_ticks")
+    _COUNTS = ("_in_window", "_in_warmup", "_diverged", "_diverged_in_window", "_judged_in_window", "_moved")
+    _SAVED = ("_window", *_COUNTS, "_step_sum", "_target", "_acceptance", "_ticks")
     _TREES = ("metric", "_adaptation", "_estimator", "_mass", "_state", "_alarms")
 
     def state_dict(self) -> dict[str, Any]:
