@@ -208,16 +208,17 @@ def test_dual_averaging_reaches_the_target_acceptance(target: float, scale: floa
 class PlainLength:
     """In floats: what `LengthAdaptation` says that it does, one trajectory at a time."""
 
-    def __init__(self, step_size: float) -> None:
+    def __init__(self, step_size: float, chains: int) -> None:
+        self.rate = 0.1 * min(1.0, chains / 16) ** 0.5
         self.log_length = self.log_average = math.log(step_size) + 1
         self.criterion, self.gradient, self.num_updates = 0.0, 0.0, 0
 
     def update(self, criterion: float, gradient: float, step_size: float) -> None:
         self.criterion = 0.9 * self.criterion + 0.1 * criterion
         self.gradient = 0.9 * self.gradient + 0.1 * gradient
-        slope = max(-1.0, min(1.0, self.gradient / self.criterion - 0.25))
+        slope = max(-1.0, min(1.0, self.gradient / self.criterion)) - 0.25
         least, most = math.log(step_size), math.log(step_size) + math.log(min(16 + 2 * self.num_updates, 1024))
-        self.log_length = min(max(self.log_length + 0.1 * slope, least), most)
+        self.log_length = min(max(self.log_length + self.rate * slope, least), most)
         self.num_updates += 1
         share = self.num_updates**-0.5
         self.log_average = share * self.log_length + (1 - share) * self.log_average
@@ -251,7 +252,7 @@ def test_the_length_climbs_the_criterion_for_its_cost(slope: float) -> None:
     The bound grows with every trajectory.
     """
     chains, start = 6, 0.2
-    ours, plain = LengthAdaptation.start(float64(start), chains), PlainLength(start)
+    ours, plain = LengthAdaptation.start(float64(start), chains), PlainLength(start, chains)
     plain_steps = DualAveraging.start(float64(start), chains)
     sound = torch.arange(chains) != 2
     seen = []
@@ -376,9 +377,10 @@ Estimator = type[PooledVariance] | type[PooledCovariance]
 
 
 def shrunk(covariance: Tensor, num_draws: int) -> Tensor:
-    """The variances as they are; the correlations shrunk towards none with the weight of five draws."""
+    """The variances as they are; the correlations shrunk towards none with the weight of five draws, or fewer."""
     variance = covariance.diagonal()
-    return num_draws / (num_draws + 5) * covariance + 5 / (num_draws + 5) * variance.diag()
+    prior = 5 * min(1.0, 10 * len(variance) / num_draws) ** 2
+    return num_draws / (num_draws + prior) * covariance + prior / (num_draws + prior) * variance.diag()
 
 
 @pytest.mark.parametrize("kind", [PooledVariance, PooledCovariance])
@@ -461,6 +463,15 @@ def test_masked_covariance_is_that_of_each_block_alone() -> None:
         assert bool((full != 0).all())
     diagonal = PooledCovariance.start(like, torch.eye(6, dtype=torch.bool)).update(draws)
     torch.testing.assert_close(diagonal.metric().inverse_mass_matrix, draws.var(0).diag())
+
+
+def test_a_narrow_direction_of_many_draws_stays_narrow() -> None:
+    """The relative error of each direction's variance is that of 2,000 draws, where it is 50,000 times another's too."""
+    covariance = torch.tensor([[1.0, 0.99996], [0.99996, 1.0]], dtype=torch.float64)
+    draws = randn(1, 2000, 2) @ torch.linalg.cholesky(covariance).mT
+    metric = PooledCovariance.start(torch.zeros(2, dtype=torch.float64)).update(draws).metric()
+    spread = torch.linalg.eigvalsh(whitened_covariance(metric, covariance))
+    assert bool(((spread - 1).abs() < standard_errors(2) * (2 / 2000) ** 0.5).all())
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.95])

@@ -709,8 +709,12 @@ def test_a_run_of_lost_chains_ends(sampler: SamplerCase) -> None:
 
 @pytest.mark.parametrize("distance", [30.0, 300.0])
 @parametrize(SAMPLERS, "sampler")
-def test_a_chain_far_out_comes_in_by_shorter_steps_of_its_own(sampler: SamplerCase, distance: float) -> None:
+def test_a_chain_far_out_comes_in_by_shorter_steps_of_its_own(
+    sampler: SamplerCase, distance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a tail is so steep that the step size of the others carries it nowhere. They are not slowed down."""
+    # Divergences may raise the target of one run and not of the other, and so change the step size.
+    monkeypatch.setattr(Run, "_judge_divergences", lambda self, chains: None)
 
     def quartic(position: Tensor) -> tuple[Tensor, Tensor]:
         square = position.square().sum(-1)

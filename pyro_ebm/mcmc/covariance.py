@@ -10,9 +10,9 @@ from torch import Tensor
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric, Metric
 
 # Correlations are shrunk towards none, with the weight of five draws, and of ever fewer once there are more than ten
-# for each dimension: the relative error of every direction's variance is then small, be it ever so narrow, and to shrink
-# would only widen the narrow ones. Variances are not shrunk: a fixed variance to shrink them to, as in Stan, would be
-# wrong for parameters on other scales.
+# for each of the dimensions: the relative error of every direction's variance is then small, be it ever so narrow, and what
+# shrinks them would only widen narrow ones. Variances are not shrunk: a fixed variance to shrink them to, as in Stan,
+# would be wrong for parameters on other scales.
 _PRIOR_DRAWS, _ENOUGH_DRAWS = 5.0, 10.0
 # Condition number of the correlations, beside what chance makes, from which a dense metric pays; in few dimensions its
 # cost does not count.
@@ -39,11 +39,6 @@ class MetricEstimator(Protocol):
     def metric(self) -> Metric:
         """The metric whose inverse mass matrix is the estimate."""
         ...
-
-
-def _prior_draws(num_draws: Tensor, dim: int) -> Tensor:
-    """The weight of the prior, in draws, `()`."""
-    return _PRIOR_DRAWS * (_ENOUGH_DRAWS * dim / num_draws.clamp(min=1)).clamp(max=1).square()
 
 
 def _positive(variance: Tensor) -> Tensor:
@@ -129,9 +124,14 @@ class PooledCovariance(NamedTuple):
         """Standard deviations `(dim,)`, and correlations, shrunk and masked, `(dim, dim)`."""
         covariance = self.scatter / (self.num_draws - 1).clamp(min=1)
         scale = _positive(covariance.diagonal()).sqrt()
-        kept = self.num_draws / (self.num_draws + _prior_draws(self.num_draws, len(scale)))
+        kept = self.num_draws / (self.num_draws + self._prior_draws())
         off_diagonal = torch.where(self.mask, kept * covariance / torch.outer(scale, scale), 0)
         return scale, off_diagonal - off_diagonal.diagonal().diag() + torch.eye(len(scale)).to(scale)
+
+    def _prior_draws(self) -> Tensor:
+        """The weight of the prior, in draws, for the rows of each block, `(dim, 1)`."""
+        block = self.mask.sum(-1, keepdim=True)
+        return _PRIOR_DRAWS * (_ENOUGH_DRAWS * block / self.num_draws.clamp(min=1)).clamp(max=1).square()
 
 
 class ChosenCovariance(NamedTuple):
@@ -212,8 +212,7 @@ class LowRankCovariance(NamedTuple):
             _, singular, right = torch.linalg.svd(standard, full_matrices=False)
             spread, vectors = singular.square(), right.mT
         # Directions that the draws span, shrunk towards one as the variances are.
-        prior = _prior_draws(scale.new_tensor(kept), len(scale))
-        root = ((kept * spread + prior) / (kept + prior)).sqrt()
+        root = ((kept * spread + _PRIOR_DRAWS) / (kept + _PRIOR_DRAWS)).sqrt()
         worth = torch.where((root > _NEGLIGIBLE) | ((root < 1 / _NEGLIGIBLE) & (kept > 4 * len(scale))), root, 1)
         strongest = worth.log().abs().topk(min(rank, len(worth))).indices
         directions[:, : len(strongest)] = vectors[:, strongest]

@@ -36,8 +36,8 @@ _SAME_SCALE = 0.7
 # A log density so many median deviations below the median is not one of the bulk.
 _FAR = 10.0
 # Where more than one in 500 transitions of a window diverge, and more than a few, the distance of the target acceptance
-# from one shrinks as many times as they are too many, within bounds. Those whose steps are much longer than the window's
-# average do not count: adaptation tries such steps, but sampling will not take them.
+# from one shrinks as many times as they are too many, within bounds. Those whose steps are much longer than the average
+# in the window do not count: adaptation tries such steps, but sampling will not take them.
 _MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
 _MUCH_LONGER = 1.5
 Compile = Literal["no", "fast", "yes"]
