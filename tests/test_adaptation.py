@@ -466,7 +466,7 @@ def test_masked_covariance_is_that_of_each_block_alone() -> None:
 
 
 def test_a_narrow_direction_of_many_draws_stays_narrow() -> None:
-    """The relative error of each direction's variance is that of 2,000 draws, where it is 50,000 times another's too."""
+    """Where its variance is a 50,000th of another's too, its relative error is that of 2,000 draws."""
     covariance = torch.tensor([[1.0, 0.99996], [0.99996, 1.0]], dtype=torch.float64)
     draws = randn(1, 2000, 2) @ torch.linalg.cholesky(covariance).mT
     metric = PooledCovariance.start(torch.zeros(2, dtype=torch.float64)).update(draws).metric()

@@ -1,7 +1,6 @@
 """Reference posteriors, at the shipped defaults: `benchmarks/posteriordb/check.py` runs all, with every kernel."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ DATA = ROOT.parent / "shared" / "data" / "posteriordb"
 sys.path.insert(0, str(ROOT / "benchmarks" / "posteriordb"))
 from check import check  # noqa: E402
 from models_of_posteriordb import POSTERIORS  # noqa: E402
+from references import from_file  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the reference draws are not there: {DATA}")
 
@@ -31,7 +31,6 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the reference draws 
 )
 def test_means_and_spreads_are_those_of_the_reference(name: str, kernel: str, chains: int, draws: int) -> None:
     options = argparse.Namespace(kernel=kernel, chains=chains, draws=draws, warmup=1000, seed=0)
-    reference = json.loads((DATA / f"{name}.json").read_text())
     with default_dtype(torch.float64):
-        result = check(POSTERIORS[name], reference, options)
+        result = check(POSTERIORS[name], from_file(DATA / f"{name}.json"), options)
     assert result.passes, result

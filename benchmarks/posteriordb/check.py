@@ -2,9 +2,14 @@
 
     python benchmarks/posteriordb/check.py --kernel NUTS --chains 4 sblrc-blr eight_schools-eight_schools_noncentered
 
-Without names it runs every posterior of the data folder that has a model. With `--keep FILE` results are added to a
-file of JSON lines, of which `results.py` makes the tables of RESULTS.md. The exit status is 1 where a mean or a
-standard deviation is more than four combined Monte Carlo standard errors from the reference, or R-hat is 1.01 or more.
+Without names it runs every posterior of the data folder that has a model. A clone of posteriordb serves as the folder:
+
+    git clone https://github.com/stan-dev/posteriordb
+    python benchmarks/posteriordb/check.py --kernel NUTS --chains 4 --data posteriordb
+
+With `--keep FILE` results are added to a file of JSON lines, of which `results.py` makes the tables of RESULTS.md. The
+exit status is 1 where a mean or a standard deviation is more than four combined Monte Carlo standard errors from the
+reference, or R-hat is 1.01 or more.
 
 References:
     Vehtari, Gelman, Simpson, Carpenter and Bürkner 2021, Rank-normalization, folding, and localization.
@@ -16,7 +21,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ import numpy as np
 import pyro
 import torch
 from models_of_posteriordb import POSTERIORS, Posterior
+from references import Array, Reference, references
 
 import pyro_ebm
 from pyro_ebm.infer.kernel import AdaptiveKernel
@@ -33,8 +39,6 @@ from pyro_ebm.infer.kernel import AdaptiveKernel
 MAX_Z, MAX_R_HAT = 4.0, 1.01
 ROW = "{:<40}{:>9}{:>12}{:>8}{:>10}{:>10}  {:<10}{:>8}  {:<10}  {}"
 HEADER = ("posterior", "seconds", "divergences", "R-hat", "bulk ESS", "|z| mean", "at", "|z| sd", "at", "verdict")
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -68,33 +72,29 @@ def each_column(statistic: Callable[..., Any], draws: Array, **options: Any) -> 
     return np.array([float(statistic(draws[..., i], **options)) for i in range(draws.shape[-1])])
 
 
-def z_scores(draws: Array, reference: Mapping[str, Any]) -> tuple[Array, Array]:
+def z_scores(draws: Array, reference: Reference) -> tuple[Array, Array]:
     """How far means and standard deviations are from the reference's, in combined Monte Carlo standard errors.
 
-    Ours are ArviZ's. Those of the reference follow from its number of effective draws n, for which the smallest bulk
-    ESS among its parameters stands: `sd / sqrt(n)` for the mean, and `sd sqrt((kurtosis - 1) / (4 n))` for the standard
-    deviation, by the delta method on the variance (`sd / sqrt(2 n)` for a normal). The standard deviation comes from
-    the mean and the mean square of all its draws, the kurtosis from the thinned ones.
+    Ours are ArviZ's. Those of the reference follow from its number n of independent draws: `sd / sqrt(n)` for the mean,
+    and `sd sqrt((kurtosis - 1) / (4 n))` for the standard deviation, by the delta method on the variance
+    (`sd / sqrt(2 n)` for a normal).
 
     Args:
         draws: `(chains, draws, P)`.
-        reference: a reference of posteriordb.
+        reference: what they are compared with.
 
     Returns:
         `(P)` for the means, `(P)` for the standard deviations, both absolute.
     """
-    mean, size = np.array(reference["mean"]), reference["reference"]["ess_bulk_min"]
-    sd = np.sqrt(np.array(reference["mean_square"]) - mean**2)
-    thinned = np.array(reference["draws_thinned"])
-    deviation = thinned - thinned.mean(0)
-    kurtosis = (deviation**4).mean(0) / (deviation**2).mean(0) ** 2
-    mean_error = np.hypot(each_column(az.mcse, draws, method="mean"), sd / np.sqrt(size))
-    sd_error = np.hypot(each_column(az.mcse, draws, method="sd"), sd * np.sqrt((kurtosis - 1) / (4 * size)))
+    mean_error = reference.sd / np.sqrt(reference.size)
+    sd_error = reference.sd * np.sqrt((reference.kurtosis - 1) / (4 * reference.size))
+    mean_error = np.hypot(each_column(az.mcse, draws, method="mean"), mean_error)
+    sd_error = np.hypot(each_column(az.mcse, draws, method="sd"), sd_error)
     pooled = draws.reshape(-1, draws.shape[-1])
-    return np.abs(pooled.mean(0) - mean) / mean_error, np.abs(pooled.std(0, ddof=1) - sd) / sd_error
+    return np.abs(pooled.mean(0) - reference.mean) / mean_error, np.abs(pooled.std(0, ddof=1) - reference.sd) / sd_error
 
 
-def check(posterior: Posterior, reference: Mapping[str, Any], options: argparse.Namespace) -> Result:
+def check(posterior: Posterior, reference: Reference, options: argparse.Namespace) -> Result:
     """Sample one posterior, and compare it with its reference."""
     pyro.set_rng_seed(options.seed)
     kernel = getattr(pyro_ebm, options.kernel)(posterior.model)
@@ -106,7 +106,7 @@ def check(posterior: Posterior, reference: Mapping[str, Any], options: argparse.
         disable_progbar=True,
     )
     started = time.perf_counter()
-    mcmc.run(*posterior.arguments(reference["data"]))
+    mcmc.run(*posterior.arguments(reference.data))
     seconds = time.perf_counter() - started
     draws = posterior.parameters(mcmc.get_samples(group_by_chain=True)).numpy()
     z_mean, z_sd = z_scores(draws, reference)
@@ -160,7 +160,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="file to add the results to")
     parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/posteriordb"), help="folder of references, one JSON file each"
+        "--data",
+        type=Path,
+        default=Path("../shared/data/posteriordb"),
+        help="a clone of posteriordb, or a folder of JSON files",
     )
     return parser.parse_args()
 
@@ -171,12 +174,12 @@ def main() -> int:
     if not options.data.is_dir():
         print(f"There is no folder {options.data}: nothing to check. Name the one with the references by --data.")
         return 0
-    files = {path.stem: path for path in sorted(options.data.glob("*.json"))}
-    unknown = sorted(set(options.names) - set(files))
+    found = references(options.data)
+    unknown = sorted(set(options.names) - set(found))
     if unknown:
-        print(f"No data for {', '.join(unknown)} in {options.data}; there are {', '.join(files)}.", file=sys.stderr)
+        print(f"No data for {', '.join(unknown)} in {options.data}; there are {', '.join(found)}.", file=sys.stderr)
         return 2
-    chosen = options.names or list(files)
+    chosen = options.names or list(found)
     torch.set_default_dtype(torch.float64)  # also of the sites without a proper prior, which have no dtype of their own
     torch.set_num_threads(1)  # the tensors are small: threads would wait for one another
     size = f"{options.chains} chains, {options.warmup} + {options.draws} transitions"
@@ -186,9 +189,9 @@ def main() -> int:
     for name in chosen:
         if name not in POSTERIORS:
             continue
-        reference = json.loads(files[name].read_text())
+        reference = found[name]()
         result = check(POSTERIORS[name], reference, options)
-        print(row(name, result, reference["parameters"]), flush=True)
+        print(row(name, result, reference.parameters), flush=True)
         if options.keep is not None:
             keep(options.keep, name, result, options)
         all_pass = all_pass and result.passes

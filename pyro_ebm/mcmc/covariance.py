@@ -10,9 +10,9 @@ from torch import Tensor
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric, Metric
 
 # Correlations are shrunk towards none, with the weight of five draws, and of ever fewer once there are more than ten
-# for each of the dimensions: the relative error of every direction's variance is then small, be it ever so narrow, and what
-# shrinks them would only widen narrow ones. Variances are not shrunk: a fixed variance to shrink them to, as in Stan,
-# would be wrong for parameters on other scales.
+# for each of the dimensions. The relative error of every direction's variance is then small, be it ever so narrow, and
+# what shrinks correlations widens narrow directions. Variances are not shrunk: a fixed variance to shrink them to, as
+# in Stan, would be wrong for parameters on other scales.
 _PRIOR_DRAWS, _ENOUGH_DRAWS = 5.0, 10.0
 # Condition number of the correlations, beside what chance makes, from which a dense metric pays; in few dimensions its
 # cost does not count.
