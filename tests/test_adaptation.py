@@ -209,14 +209,14 @@ class PlainLength:
     """In floats: what `LengthAdaptation` says that it does, one trajectory at a time."""
 
     def __init__(self, step_size: float, chains: int) -> None:
-        self.rate = 0.1 * min(1.0, chains / 16) ** 0.5
+        self.rate, self.thrift = 0.1 * min(1.0, chains / 16) ** 0.5, 0.1 * (1 + 6 / chains)
         self.log_length = self.log_average = math.log(step_size) + 1
         self.criterion, self.gradient, self.num_updates = 0.0, 0.0, 0
 
     def update(self, criterion: float, gradient: float, step_size: float) -> None:
         self.criterion = 0.9 * self.criterion + 0.1 * criterion
         self.gradient = 0.9 * self.gradient + 0.1 * gradient
-        slope = max(-1.0, min(1.0, self.gradient / self.criterion)) - 0.25
+        slope = max(-1.0, min(1.0, self.gradient / self.criterion)) - self.thrift
         least, most = math.log(step_size), math.log(step_size) + math.log(min(16 + 2 * self.num_updates, 1024))
         self.log_length = min(max(self.log_length + self.rate * slope, least), most)
         self.num_updates += 1

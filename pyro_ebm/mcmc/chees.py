@@ -1,9 +1,9 @@
 """ChEES-HMC: all chains have the same trajectory length, learned from how well they spread out together.
 
 The change in the estimator of the expected square (ChEES), `C(T) = ¼ E[(|x' - E x'|² - |x - E x|²)²]`, says how far
-apart a trajectory of length T carries a chain. What is maximised is `C(T) / T^¼`, by gradients averaged over
-chains: C itself goes on growing with T where tails are heavy. Chains move in step, so that no gradient is wasted, and
-lengths are jittered by a quasi-random sequence.
+apart a trajectory of length T carries a chain. What is maximised is `C(T) / T^a` with a small power a, by gradients
+averaged over chains: C itself goes on growing with T where tails are heavy. Chains move in step, so that no gradient is
+wasted, and lengths are jittered by a quasi-random sequence.
 
 References:
     Hoffman, Radul and Sountsov 2021, An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo.
@@ -30,8 +30,9 @@ _FIRST_MAX_STEPS, _MORE_STEPS, _WIDER = 16.0, 2.0, 4.0
 # it is taken from running means, and held between -1 and 1: beyond lengths of any use it is noise without a mean, and
 # what is left leads back. Fewer chains than so many are noisier, and learn more slowly.
 _LEARNING_RATE, _FORGETTING, _MANY_CHAINS = 0.1, 0.9, 16
-# The power of the length by which the criterion is divided.
-_THRIFT = 0.25
+# The power of the length by which the criterion is divided is `_THRIFT (1 + _CAUTION / chains)`: it leads back from
+# lengths that are too long, against the noise of few chains.
+_THRIFT, _CAUTION = 0.1, 6.0
 # The average of the logarithms weighs the n-th by n to the power of minus this.
 _AVERAGING = 0.5
 # The mean squared distance of a coordinate, in units of the metric, at which a chain counts for half.
@@ -285,8 +286,9 @@ class LengthAdaptation(NamedTuple):
             _FORGETTING * old + (1 - _FORGETTING) * torch.where(usable, new, 0)
             for old, new in zip((self.criterion, self.criterion_gradient), means, strict=True)
         )
-        slope = (gradient / criterion.clamp(min=1e-30)).clamp(-1, 1) - _THRIFT
-        rate = _LEARNING_RATE * min(1.0, len(sound) / _MANY_CHAINS) ** 0.5
+        chains = len(sound)
+        slope = (gradient / criterion.clamp(min=1e-30)).clamp(-1, 1) - _THRIFT * (1 + _CAUTION / chains)
+        rate = _LEARNING_RATE * min(1.0, chains / _MANY_CHAINS) ** 0.5
         averaging = self.averaging.adapt(info, sound, target)
         least, most = averaging.log_step_size, averaging.log_step_size + self.max_steps.log()
         log_length = torch.minimum(torch.maximum(self.log_length + rate * slope, least), most)
