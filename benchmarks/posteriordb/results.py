@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 from report import machine, table, write_section
 
 Row = dict[str, Any]
-HEADER = ("kernel", "chains", "z mean", "z sd", "R-hat", "min ESS", "divergences", "seconds", "verdict")
+HEADER = ("posterior", "kernel", "chains", "z mean", "z sd", "R-hat", "min ESS", "divergences", "seconds", "verdict")
 INTRODUCTION = """
-    python benchmarks/posteriordb/check.py --kernel KERNEL --chains CHAINS --keep FILE
+    git clone https://github.com/stan-dev/posteriordb
+    python benchmarks/posteriordb/check.py --kernel KERNEL --chains CHAINS --data posteriordb --keep FILE
     python benchmarks/posteriordb/results.py FILE
 
 1,000 + 1,000 transitions of each chain, seed 0, all settings the defaults; a transition of MALA and Barker is 10 steps,
@@ -24,11 +26,6 @@ one of UnderdampedLangevin and RandomWalk 30. z is the largest distance of a mea
 the reference draws', in combined Monte Carlo standard errors; R-hat is the largest, ESS the smallest bulk ESS. A run
 passes where both z are at most 4 and R-hat is below 1.01. Seconds are by the clock, builds included, on a machine
 that other work shared.
-
-The Gaussian process is too narrow in places for short-sighted kernels at so few steps; no mean or deviation is off.
-With num_steps=100 RandomWalk passes with 4 and 64 chains and MALA with 64; with 200 MALA passes with 4, and
-Barker with 64; Barker with 4 has an R-hat of 1.011. A random walk of four chains is still on its way to the bulk of
-the hidden Markov model when the warm-up ends.
 """
 
 
@@ -40,22 +37,49 @@ def verdict(row: Row) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row of the table."""
+    """A row of the table of all figures."""
     figures = (f"{row['z_mean']:.2f}", f"{row['z_sd']:.2f}", f"{row['r_hat']:.3f}", f"{row['ess']:,.0f}")
-    return row["kernel"], str(row["chains"]), *figures, str(row["divergences"]), f"{row['seconds']:.0f}", verdict(row)
+    about = (row["posterior"], row["kernel"], str(row["chains"]))
+    return *about, *figures, str(row["divergences"]), f"{row['seconds']:.0f}", verdict(row)
 
 
-def section(rows: list[Row]) -> str:
-    """The text of the section: the last result of each kernel and number of chains, posterior by posterior."""
-    last = {(row["posterior"], row["kernel"], row["chains"]): row for row in rows}
-    passing = sum(row["passes"] for row in last.values())
-    parts = [machine() + ".", INTRODUCTION.strip("\n"), f"{passing} of {len(last)} pass."]
-    for posterior in sorted({name for name, _, _ in last}):
-        lines = [cells(row) for (name, _, _), row in sorted(last.items()) if name == posterior]
-        parts.append(f"### {posterior}\n\n{table(HEADER, lines)}")
-    return "\n\n".join(parts)
+def passing(rows: list[Row]) -> str:
+    """How many posteriors each kernel passes, by number of chains."""
+    run = Counter((row["kernel"], row["chains"]) for row in rows)
+    passed = Counter((row["kernel"], row["chains"]) for row in rows if row["passes"])
+    chains = sorted({count for _, count in run})
+    lines = [
+        (kernel, *(f"{passed[kernel, count]} of {run[kernel, count]}" for count in chains))
+        for kernel in sorted({kernel for kernel, _ in run})
+    ]
+    return table(("kernel", *(f"{count} chains" for count in chains)), lines)
+
+
+def section(rows: list[Row], notes: str) -> str:
+    """The text of the section: the last result of each posterior, kernel and number of chains.
+
+    Args:
+        rows: the results.
+        notes: what is said of them by hand, kept as it is.
+    """
+    last = list({(row["posterior"], row["kernel"], row["chains"]): row for row in rows}.values())
+    last.sort(key=lambda row: (row["posterior"], row["kernel"], row["chains"]))
+    failing = [cells(row) for row in last if not row["passes"]]
+    usual = [cells(row) for row in last if row["kernel"] in ("NUTS", "ChEES")]
+    parts = [machine() + ".", INTRODUCTION.strip("\n"), "### Posteriors that pass", passing(last)]
+    parts += ["### Runs that do not pass", notes, table(HEADER, failing)]
+    parts += ["### NUTS and ChEES-HMC on each posterior", table(HEADER, usual)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def main() -> None:
+    """Write the section, with the notes of the file beside the results, if there is one."""
+    kept = Path(sys.argv[1])
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    beside = kept.with_suffix(".md")
+    notes = beside.read_text().strip() if beside.exists() else ""
+    write_section(Path(__file__).parents[1] / "RESULTS.md", "posteriordb", section(rows, notes))
 
 
 if __name__ == "__main__":
-    kept = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    write_section(Path(__file__).parents[1] / "RESULTS.md", "posteriordb", section(kept))
+    main()
