@@ -13,8 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.linalg import NanCholesky
-from pyro_ebm._core.program import build_program, c_library, c_source
-from pyro_ebm._core.program import program as program_module
+from pyro_ebm._core.program import build_program, c_library, c_source, traced_step
 from pyro_ebm._core.program.lowering import FILLS, HANDLERS
 from pyro_ebm._core.program.pointwise import ALIASES, ARITHMETIC, COMPARISONS, COPIES
 from pyro_ebm._core.program.program import CProgram, EagerProgram
@@ -60,7 +59,7 @@ def test_operations(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPa
     def step(carry: Tensor, x: dict[str, Tensor], constants: tuple[()]) -> tuple[Tensor, list[Any]]:
         return carry, [function(SimpleNamespace(**x)) for _, function in cases]
 
-    monkeypatch.setattr(program_module, "trace", trace_whole)
+    monkeypatch.setattr(traced_step, "trace", trace_whole)
     monkeypatch.setattr(CProgram, "_check", lambda *_: None)  # here a difference is to be reported by its operation
     program, reasons = build_program(step, torch.zeros(()), rows[0], (), patient=False)
     assert program.rung == "C", reasons

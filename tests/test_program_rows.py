@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_ebm._core.program import build_program
 from pyro_ebm._core.program import program as program_module
 from pyro_ebm._core.program.c_source import write_source
-from pyro_ebm._core.program.program import CProgram, EagerProgram, _Traced
+from pyro_ebm._core.program.program import CProgram, EagerProgram
+from pyro_ebm._core.program.traced_step import TracedStep
 
 CHAINS, SLOTS, DIM, STEPS = 5, 3, 4, 6
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -53,7 +54,7 @@ def _first(xs: Any) -> Any:
 
 
 def source(step: Step, carry: Any, x: Any, constants: Any = ()) -> str:
-    traced = _Traced(step, carry, x, constants)
+    traced = TracedStep(step, carry, x, constants)
     return write_source(traced.graph, *traced.inputs)[0].text
 
 

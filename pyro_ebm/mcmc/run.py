@@ -29,8 +29,8 @@ from pyro_ebm.mcmc.windows import Window, warmup_windows
 
 # Ticks in a block, between two looks at the counters: enough to make the look cheap, within a bound on its memory.
 _MOST_TICKS, _MOST_NUMBERS = 256, 2**22
-# Ticks at a time where a tick is slow: what an interruption may lose.
-_SLOW_TICKS = 8
+# Ticks at a time where a tick is slow, for want of a program that repeats itself: what an interruption may lose.
+_SLOW_TICKS, _WHOLE = 8, ("C", "CUDA graph")
 # A new metric whose variances differ from the old one's by less than this factor, in logarithms, changes no scale.
 _SAME_SCALE = 0.7
 # A log density so many median deviations below the median is not one of the bulk.
@@ -39,7 +39,7 @@ _FAR = 10.0
 # from one shrinks as many times as they are too many, within bounds. Those whose steps are much longer than the average
 # in the window do not count: adaptation tries such steps, but sampling will not take them.
 _MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
-_MUCH_LONGER = 1.5
+_MUCH_LONGER = 2.0
 Compile = Literal["no", "fast", "yes"]
 # The share of what a window still needs that is done before looking again.
 _WINDOW_SHARE = 0.5
@@ -278,7 +278,7 @@ class Run:
         if self._program is None:
             self._program = self._make_program(carry, pytree.tree_map(lambda x: x[0], self._pending), constants)
         ahead = len(pytree.tree_leaves(self._pending)[0])
-        ticks = ahead if self._program.rung == "C" else min(ahead, _SLOW_TICKS)
+        ticks = ahead if self._program.rung in _WHOLE else min(ahead, _SLOW_TICKS)
         randomness = pytree.tree_map(lambda x: x[:ticks], self._pending)
         (self._state, self._adaptation, _, self._alarms), (done, said) = self._program(carry, randomness, constants)
         self._pending = pytree.tree_map(lambda x: x[ticks:], self._pending) if ticks < ahead else None

@@ -1,8 +1,8 @@
 """A step repeated: `carry, y = step(carry, x, constants)` for each x, on the highest rung of a ladder that holds it.
 
-The rungs, from the top: a C function that repeats the whole step (CPU); Inductor's kernels, called for each step; the
-traced graph; the function itself. All get the same random numbers from outside, so all give the same results up to
-rounding.
+The rungs, from the top: a C function that repeats the whole step (CPU), or a CUDA graph that is replayed for each step
+(GPU); Inductor's kernels, called for each step; the traced graph; the function itself. All get the same random numbers
+from outside, so all give the same results up to rounding.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.program.c_library import BuildError, build, is_long, linear_algebra
 from pyro_ebm._core.program.c_source import write_source
+from pyro_ebm._core.program.cuda_graph import CudaGraphProgram
 from pyro_ebm._core.program.linking import linked
 from pyro_ebm._core.program.rounding import Forced, agree, spreads
-from pyro_ebm._core.program.trace import trace
-
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+from pyro_ebm._core.program.traced_step import Step, TracedStep, own
 
 
 class Program(Protocol):
@@ -30,7 +29,7 @@ class Program(Protocol):
 
     @property
     def rung(self) -> str:
-        """What runs it: `"C"`, `"Inductor"`, `"traced"` or `"eager"`."""
+        """What runs it: `"C"`, `"CUDA graph"`, `"Inductor"`, `"traced"` or `"eager"`."""
         ...
 
     def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
@@ -60,45 +59,11 @@ class EagerProgram:
         return carry, pytree.tree_map(lambda *each: torch.stack(each), *ys)
 
 
-class _Traced:
-    """A step as a graph over flat lists of tensors."""
-
-    def __init__(self, step: Step, carry: Any, x: Any, constants: Any) -> None:
-        self.step = step  # and so what it calls, which a graph names by a key
-        parts = [pytree.tree_flatten(part) for part in (carry, x, constants)]
-        self.inputs = [[_own(leaf) for leaf in leaves] for leaves, _ in parts]  # no tensor stands twice
-        self.y_structure: Any = None
-        counts = [len(leaves) for leaves in self.inputs]
-
-        def flat(*leaves: Tensor) -> list[Tensor]:
-            at = 0
-            trees = []
-            for count, (_, structure) in zip(counts, parts, strict=True):
-                trees.append(pytree.tree_unflatten(leaves[at : at + count], structure))
-                at += count
-            new, y = step(*trees)
-            new_leaves, new_structure = pytree.tree_flatten(new)
-            if new_structure != parts[0][1]:
-                raise TypeError("a step must return a carry of the structure that it was given")
-            y_leaves, self.y_structure = pytree.tree_flatten(y)
-            return [*new_leaves, *y_leaves]
-
-        self.carry_structure = parts[0][1]
-        self.graph: fx.GraphModule = trace(flat, [leaf for leaves in self.inputs for leaf in leaves])
-
-    def leaves(self, tree: Any) -> list[Tensor]:
-        found: list[Tensor] = pytree.tree_leaves(tree)
-        return found
-
-    def result(self, carry: Sequence[Tensor], ys: Sequence[Tensor]) -> tuple[Any, Any]:
-        return pytree.tree_unflatten(carry, self.carry_structure), pytree.tree_unflatten(ys, self.y_structure)
-
-
 class GraphProgram:
     """A compiled, or merely traced, step that is called for each x."""
 
-    def __init__(self, traced: _Traced, function: Callable[..., Sequence[Tensor]], rung: str) -> None:
-        self._traced, self._function, self.rung = traced, function, rung
+    def __init__(self, traced: TracedStep, function: Callable[..., Sequence[Tensor]], rung: str) -> None:
+        self._traced, self.function, self.rung = traced, function, rung
         self.graph = traced.graph
 
     def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
@@ -107,7 +72,7 @@ class GraphProgram:
         stacked, fixed = ([leaf.contiguous() for leaf in self._traced.leaves(tree)] for tree in (xs, constants))
         rows = []
         for x in _rows(stacked):
-            out = self._function(*(leaf.contiguous() for leaf in state), *x, *fixed)
+            out = self.function(*(leaf.contiguous() for leaf in state), *x, *fixed)
             state = list(out[: len(state)])
             rows.append(out[len(state) :])
         return self._traced.result(state, [torch.stack(y) for y in zip(*rows, strict=True)])
@@ -123,7 +88,7 @@ class CProgram:
 
     rung = "C"
 
-    def __init__(self, traced: _Traced) -> None:
+    def __init__(self, traced: TracedStep) -> None:
         self._traced = traced
         self.graph = traced.graph
         carry, x, constants = traced.inputs
@@ -166,7 +131,7 @@ class CProgram:
 
     def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
         """See `Program`."""
-        new = [_own(leaf) for leaf in self._traced.leaves(carry)]
+        new = [own(leaf) for leaf in self._traced.leaves(carry)]
         stacked = [x.contiguous() for x in self._traced.leaves(xs)]
         fixed = [leaf.contiguous() for leaf in self._traced.leaves(constants)]
         given = [(leaf.shape, leaf.dtype) for leaf in [*new, *(x[0] for x in stacked), *fixed]]
@@ -188,14 +153,14 @@ class CProgram:
 
     def _compare(self, outputs: list[Tensor], rounding: list[Tensor], *, forced: bool) -> None:
         carry, x, constants = self._traced.inputs
-        carry = [_own(leaf) for leaf in carry]
+        carry = [own(leaf) for leaf in carry]
         ys = self._run(carry, x, constants, 1, forced)
         for found, expected, spread in zip([*carry, *(y[0] for y in ys)], outputs, rounding, strict=True):
             if not agree(found, expected, spread):
                 raise BuildError("the C program does not agree with the graph that it was made of")
 
 
-def _inductor(traced: _Traced) -> GraphProgram:
+def _inductor(traced: TracedStep) -> GraphProgram:
     import torch._inductor
 
     inputs: list[Any] = [leaf for leaves in traced.inputs for leaf in leaves]
@@ -206,7 +171,7 @@ def _inductor(traced: _Traced) -> GraphProgram:
 
 def build_program(
     step: Step, carry: Any, x: Any, constants: Any, *, patient: bool = True
-) -> tuple[EagerProgram | GraphProgram | CProgram, list[str]]:
+) -> tuple[EagerProgram | GraphProgram | CProgram | CudaGraphProgram, list[str]]:
     """Compile a step at example arguments, on the highest rung that holds.
 
     Args:
@@ -222,20 +187,27 @@ def build_program(
     reasons: list[str] = []
     with torch.no_grad():
         try:
-            traced = _Traced(step, carry, x, constants)
+            traced = TracedStep(step, carry, x, constants)
         except Exception as error:  # a tracer meets whatever the step does
             return EagerProgram(step), [f"it cannot be traced: {_first_line(error)}"]
-        if all(leaf.device.type == "cpu" for leaves in traced.inputs for leaf in leaves):
+        devices = {leaf.device.type for leaves in traced.inputs for leaf in leaves}
+        if devices <= {"cpu"}:
             try:
                 return CProgram(traced), reasons
             except Exception as error:  # what it does not know, and what a compiler on this machine may say
                 reasons.append(f"not as C: {_first_line(error)}")
+        program = GraphProgram(traced, traced.graph, "traced")
         if patient:
             try:
-                return _inductor(traced), reasons
+                program = _inductor(traced)
             except Exception as error:  # the compiler has many ways to fail
                 reasons.append(f"not by Inductor: {_first_line(error)}")
-        return GraphProgram(traced, traced.graph, "traced"), reasons
+        if devices == {"cuda"}:
+            try:
+                return CudaGraphProgram(traced, program.function), reasons
+            except Exception as error:  # a look at a value, or a library that waits for the device
+                reasons.append(f"not as a CUDA graph: {_first_line(error)}")
+        return program, reasons
 
 
 class CompiledFunction:
@@ -278,11 +250,6 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def _rows(stacked: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """The x of each step."""
     return list(zip(*stacked, strict=True)) if stacked else [()]
-
-
-def _own(leaf: Tensor) -> Tensor:
-    """A contiguous copy."""
-    return leaf.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _first_line(error: Exception) -> str:
