@@ -103,3 +103,30 @@ def test_many_divergences_raise_the_target() -> None:
         reached[name] = finish(run).target_acceptance
     assert reached["normal"] == pytest.approx(0.8)
     assert 0.82 < reached["funnel"] <= 0.99
+
+
+def test_divergences_with_much_longer_steps_than_usual_do_not_count() -> None:
+    """One transition in five tries a step ten times as long, and diverges, as the others do not but once."""
+    energy = Funnel(5, 0.01).double()
+    run = Run(
+        nuts_algorithm(), log_density_of(energy), randn(1, 4, 5), generator(2), RunSettings(20, 400, compile="no")
+    )
+    while not run._windows[run._window].renews_metric:
+        run.advance()
+    made, done = int(run._in_window.sum()), torch.ones(50, 4, dtype=torch.bool)
+    long = torch.arange(50) % 5 == 4
+    diverging = (long[:, None] & done).clone()
+    diverging[0, 0] = True
+    said = {
+        "position": randn(3, 50, 4, 5),
+        "lp": randn(4, 50, 4),
+        "acceptance_rate": torch.ones(50, 4).double(),
+        "step_size": torch.where(long, 10.0, 1.0).double()[:, None].expand(50, 4),
+        "diverging": diverging,
+        "non_finite": ~done,
+    }
+    judged, diverged = int(run._judged_in_window.sum()), int(run._diverged_in_window.sum())
+    run._record(done, said)
+    assert int(run._in_window.sum()) - made == 200
+    assert int(run._judged_in_window.sum()) - judged == 160
+    assert int(run._diverged_in_window.sum()) - diverged == 1

@@ -65,6 +65,7 @@ class CudaGraphProgram:
         self.graph = traced.graph
         self._capacity = 0
         self._check()
+        traced.inputs = []  # examples may be large
 
     def __call__(self, carry: Any, xs: Any, constants: Any) -> tuple[Any, Any]:
         """See `Program`."""
