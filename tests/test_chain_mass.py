@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_ebm import Funnel, GaussianMixture
 from pyro_ebm.mcmc.algorithm import nuts_algorithm
 from pyro_ebm.mcmc.chain_mass import ChainMass
+from pyro_ebm.mcmc.divergences import Divergences
 from pyro_ebm.mcmc.run import Run, RunSettings
 
 NONE = [False] * 8
@@ -106,27 +107,26 @@ def test_many_divergences_raise_the_target() -> None:
 
 
 def test_divergences_with_much_longer_steps_than_usual_do_not_count() -> None:
-    """One transition in five tries a step ten times as long, and diverges, as the others do not but once."""
-    energy = Funnel(5, 0.01).double()
-    run = Run(
-        nuts_algorithm(), log_density_of(energy), randn(1, 4, 5), generator(2), RunSettings(20, 400, compile="no")
-    )
-    while not run._windows[run._window].renews_metric:
-        run.advance()
-    made, done = int(run._in_window.sum()), torch.ones(50, 4, dtype=torch.bool)
+    """One transition in five tries a step ten times as long, and diverges; of the others one does at first."""
     long = torch.arange(50) % 5 == 4
-    diverging = (long[:, None] & done).clone()
+    step_size = torch.where(long, 10.0, 1.0).double()[:, None].expand(50, 4)
+    done, diverging = torch.ones(50, 4, dtype=torch.bool), long[:, None].repeat(1, 4)
     diverging[0, 0] = True
-    said = {
-        "position": randn(3, 50, 4, 5),
-        "lp": randn(4, 50, 4),
-        "acceptance_rate": torch.ones(50, 4).double(),
-        "step_size": torch.where(long, 10.0, 1.0).double()[:, None].expand(50, 4),
-        "diverging": diverging,
-        "non_finite": ~done,
-    }
-    judged, diverged = int(run._judged_in_window.sum()), int(run._diverged_in_window.sum())
-    run._record(done, said)
-    assert int(run._in_window.sum()) - made == 200
-    assert int(run._judged_in_window.sum()) - judged == 160
-    assert int(run._diverged_in_window.sum()) - diverged == 1
+    target, everywhere = torch.tensor(0.8).double(), torch.ones(4, dtype=torch.bool)
+    few = Divergences.start(randn(1, 4, 5)).update(done, step_size, diverging)
+    assert few.judged.tolist() == [40] * 4
+    assert few.diverged.tolist() == [1, 0, 0, 0]
+    assert few.raised(target, everywhere) == target  # one is no more than a few
+    diverging[1:4, 1] = True
+    many = few.update(done, step_size, diverging)
+    assert many.diverged.tolist() == [2, 3, 0, 0]
+    assert float(many.raised(target, everywhere)) == pytest.approx(1 - 0.25 * 0.2)
+    assert many.raised(target, torch.tensor([True, False, True, True])) == target
+
+
+def test_a_chain_that_diverges_wherever_it_goes_raises_no_target() -> None:
+    done, step_size = torch.ones(20, 4, dtype=torch.bool), torch.ones(20, 4).double()
+    diverging = torch.arange(4).expand(20, 4) == 2
+    counts = Divergences.start(randn(1, 4, 5)).update(done, step_size, diverging)
+    assert counts.diverged.tolist() == [0, 0, 20, 0]
+    assert float(counts.raised(torch.tensor(0.8), torch.ones(4, dtype=torch.bool))) == pytest.approx(0.8)

@@ -20,6 +20,7 @@ from pyro_ebm._core.randomness import normal
 from pyro_ebm.mcmc.algorithm import Algorithm
 from pyro_ebm.mcmc.chain_mass import ChainMass
 from pyro_ebm.mcmc.covariance import MetricEstimator, PooledVariance
+from pyro_ebm.mcmc.divergences import Divergences
 from pyro_ebm.mcmc.metric import METRICS, DiagonalMetric, Metric, whiten
 from pyro_ebm.mcmc.minibatch import Subsample, at_minibatch, draw_minibatches
 from pyro_ebm.mcmc.protocols import State
@@ -35,11 +36,6 @@ _SLOW_TICKS, _WHOLE = 8, ("C", "CUDA graph")
 _SAME_SCALE = 0.7
 # A log density so many median deviations below the median is not one of the bulk.
 _FAR = 10.0
-# Where more than one in 500 transitions of a window diverge, and more than a few, the distance of the target acceptance
-# from one shrinks as many times as they are too many, within bounds. Those whose steps are much longer than the average
-# in the window do not count: adaptation tries such steps, but sampling will not take them.
-_MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
-_MUCH_LONGER = 2.0
 Compile = Literal["no", "fast", "yes"]
 # The share of what a window still needs that is done before looking again.
 _WINDOW_SHARE = 0.5
@@ -125,11 +121,10 @@ class Run:
         quiet = torch.zeros(chains, dtype=torch.bool, device=position.device)
         # Raised since the last draw; where every transition makes one, they would only cost time.
         self._alarms = dict.fromkeys(_ALARMS, quiet) if self.draws.thinning > 1 else {}
-        self._diverged_in_window = torch.zeros_like(self._in_window)
-        self._judged_in_window = torch.zeros_like(self._in_window)
+        self._divergences = Divergences.start(position)
         self._moved = torch.zeros_like(self._in_window)
         self._target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=position.device)
-        self._acceptance, self._step_sum = torch.zeros_like(self._target), torch.zeros_like(self._target)
+        self._acceptance = torch.zeros_like(self._target)
         self._ticks = 0  # in this window
         self._pending: Any = None  # the randomness of the rest of the block
         self.concerns: list[str] = []
@@ -317,11 +312,8 @@ class Run:
             self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
             if not self.algorithm.structured:  # the bound is that of densities over reals
                 self._mass = self._mass.update(done, lp, whitened)
-            self._step_sum = self._step_sum + torch.where(done, said["step_size"], 0).sum()
-            average = self._step_sum / self._in_window.sum().clamp(min=1)
-            judged = done & (said["step_size"] <= _MUCH_LONGER * average)
-            self._judged_in_window = self._judged_in_window + judged.sum(0)
-            self._diverged_in_window = self._diverged_in_window + (judged & diverging & ~said["non_finite"]).sum(0)
+            diverging = diverging & ~said["non_finite"]  # which shorter steps would not mend
+            self._divergences = self._divergences.update(done, said["step_size"], diverging)
 
     def _end_window_if_due(self) -> None:
         """Windows end by the *median* count, so that no chain waits, and no lost one hurries the others.
@@ -341,7 +333,8 @@ class Run:
         if window.renews_metric:
             left_behind = self._mass.left_behind()
             position = self._bring_along(position, left_behind)
-            self._judge_divergences(~left_behind)
+            if self._window >= max(2, len(self._windows) - 3):  # the last two windows with a metric, to judge by
+                self._target = self._divergences.raised(self._target, ~left_behind)
             old, self.metric = self.metric, self._estimator.metric()
             ratio = (self.metric.variances / old.variances).log().abs()
             same_scale = bool(ratio.max() < _SAME_SCALE)
@@ -362,18 +355,6 @@ class Run:
         self._moved = self._moved + left_behind
         return position.index_put((left_behind,), position[there[chosen]])
 
-    def _judge_divergences(self, chains: Tensor) -> None:
-        """Aim at shorter steps where these chains diverge too often; what is not finite, shorter steps do not mend."""
-        if self._window < max(2, len(self._windows) - 3):  # the last two windows with a metric are those to judge by
-            return
-        share = self._diverged_in_window / self._judged_in_window.clamp(min=1)
-        chains = chains & (share < 0.5)
-        diverged, judged = (int(each[chains].sum()) for each in (self._diverged_in_window, self._judged_in_window))
-        if diverged >= _FEWEST and diverged > _MANY_DIVERGE * judged:
-            shrinkage = max(_MANY_DIVERGE * judged / diverged, _MOST_SHRINKAGE)
-            raised = (1 - shrinkage * (1 - self._target)).clamp(max=_GREATEST_TARGET)
-            self._target = torch.maximum(self._target, raised)
-
     def _enter_window(self, position: Tensor, same_scale: bool = False) -> None:
         """Start fresh trajectories at `position`, with the present metric; while adapting, with a new step size."""
         whitened = self.metric.to_whitened(position)
@@ -388,8 +369,7 @@ class Run:
         if self.warming_up and self._windows[self._window].renews_metric:
             self._estimator = self._no_draws
         self._mass = ChainMass.start(position)
-        self._diverged_in_window = torch.zeros_like(self._in_window)
-        self._judged_in_window, self._step_sum = torch.zeros_like(self._in_window), torch.zeros_like(self._target)
+        self._divergences = Divergences.start(position)
         self._in_window, self._ticks = torch.zeros_like(self._in_window), 0
         warming_up = torch.tensor(self.warming_up, device=position.device)
         self._state = self.algorithm.init(
@@ -401,9 +381,8 @@ class Run:
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    _COUNTS = ("_in_window", "_in_warmup", "_diverged", "_diverged_in_window", "_judged_in_window", "_moved")
-    _SAVED = ("_window", *_COUNTS, "_step_sum", "_target", "_acceptance", "_ticks")
-    _TREES = ("metric", "_adaptation", "_estimator", "_mass", "_state", "_alarms")
+    _SAVED = ("_window", "_in_window", "_in_warmup", "_diverged", "_moved", "_target", "_acceptance", "_ticks")
+    _TREES = ("metric", "_adaptation", "_estimator", "_mass", "_divergences", "_state", "_alarms")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next block depends on, and the draws: tensors and numbers only."""
