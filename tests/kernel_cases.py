@@ -12,6 +12,7 @@ from pyro_ebm import Energy
 from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
+from pyro_ebm.mcmc.protocols import Stage
 from pyro_ebm.mcmc.recorder import Recorder
 from pyro_ebm.mcmc.step_size import DualAveraging
 
@@ -84,10 +85,15 @@ SAMPLERS = [NUTS, HMC, HMC_NUM_STEPS, MALA, CHEES]
 ULA = SamplerCase("ula", lambda: langevin_algorithm(metropolis=False, target_accept_prob=0.574), leapfrogs=False)
 
 
+def stage(*, warming_up: bool) -> Stage:
+    """Of a run whose draws go as far as usual."""
+    return Stage(torch.tensor(warming_up), torch.tensor(1.0).double())
+
+
 def parameters_of(algorithm: Algorithm, step_size: float, like: Tensor) -> Any:
     """For sampling chains like `like`, `(chains, dim)`."""
     adaptation = algorithm.adaptation(torch.tensor(step_size, dtype=like.dtype), len(like))
-    return algorithm.parameters(adaptation, torch.tensor(False))
+    return algorithm.parameters(adaptation, stage(warming_up=False))
 
 
 def ticks(

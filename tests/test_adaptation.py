@@ -16,6 +16,7 @@ from kernel_cases import (
     generator,
     log_density_of,
     shortfall,
+    stage,
     standard_errors,
     standard_normal,
 )
@@ -120,7 +121,7 @@ def test_the_transitions_that_count_are_those_made_with_the_present_step_size(sa
     """As every sampler itself reports the step size of its trajectories."""
     algorithm, log_density, start = sampler.make(), log_density_of(DoubleWell(2, 1.5).double()), randn(1, 8, 2)
     adaptation, random = algorithm.adaptation(float64(0.3), 8), generator(2)
-    warming_up = torch.tensor(True)
+    warming_up = stage(warming_up=True)
     parameters = algorithm.parameters(adaptation, warming_up)
     state = algorithm.init(log_density, start, parameters, algorithm.draw_randomness(start, random))
     waiting: dict[int, list[float]] = {}

@@ -11,10 +11,12 @@ from torch import Tensor
 from pyro_ebm import Funnel, GaussianMixture
 from pyro_ebm.mcmc.algorithm import nuts_algorithm
 from pyro_ebm.mcmc.chain_mass import ChainMass
-from pyro_ebm.mcmc.divergences import Divergences
-from pyro_ebm.mcmc.run import Run, RunSettings
+from pyro_ebm.mcmc.rejections import Rejections
+from pyro_ebm.mcmc.run import Run
+from pyro_ebm.mcmc.settings import RunSettings
 
 NONE = [False] * 8
+NOT_STUCK = torch.zeros(4, dtype=torch.bool)
 
 
 def mass_of(draws: Tensor, lp: Tensor, done: Tensor | None = None) -> ChainMass:
@@ -91,7 +93,7 @@ def test_modes_that_hold_their_share_keep_their_chains() -> None:
     start[:, 1] = randn(3, 16)
     run = Run(nuts_algorithm(), log_density_of(mixture), start, generator(4), RunSettings(20, 200, compile="fast"))
     finish(run)
-    assert int(run.num_moved.sum()) == 0
+    assert int(run.warmup.moved.sum()) == 0
     assert (run.draws.draws()["position"][:, :, 0] > 0).all(1).tolist() == (start[:, 0] > 0).tolist()
 
 
@@ -101,7 +103,7 @@ def test_many_divergences_raise_the_target() -> None:
     reached = {}
     for name, energy in (("funnel", Funnel(5, 3.0).double()), ("normal", Funnel(5, 0.01).double())):
         run = Run(nuts_algorithm(), log_density_of(energy), randn(1, 16, 5), generator(2), settings)
-        reached[name] = finish(run).target_acceptance
+        reached[name] = float(finish(run).warmup.target)
     assert reached["normal"] == pytest.approx(0.8)
     assert 0.82 < reached["funnel"] <= 0.99
 
@@ -113,12 +115,12 @@ def test_divergences_with_much_longer_steps_than_usual_do_not_count() -> None:
     done, diverging = torch.ones(50, 4, dtype=torch.bool), long[:, None].repeat(1, 4)
     diverging[0, 0] = True
     target, everywhere = torch.tensor(0.8).double(), torch.ones(4, dtype=torch.bool)
-    few = Divergences.start(randn(1, 4, 5)).update(done, step_size, diverging)
+    few = Rejections.start(randn(1, 4, 5)).update(done, step_size, diverging, NOT_STUCK)
     assert few.judged.tolist() == [40] * 4
     assert few.diverged.tolist() == [1, 0, 0, 0]
     assert few.raised(target, everywhere) == target  # one is no more than a few
     diverging[1:4, 1] = True
-    many = few.update(done, step_size, diverging)
+    many = few.update(done, step_size, diverging, NOT_STUCK)
     assert many.diverged.tolist() == [2, 3, 0, 0]
     assert float(many.raised(target, everywhere)) == pytest.approx(1 - 0.25 * 0.2)
     assert many.raised(target, torch.tensor([True, False, True, True])) == target
@@ -127,6 +129,6 @@ def test_divergences_with_much_longer_steps_than_usual_do_not_count() -> None:
 def test_a_chain_that_diverges_wherever_it_goes_raises_no_target() -> None:
     done, step_size = torch.ones(20, 4, dtype=torch.bool), torch.ones(20, 4).double()
     diverging = torch.arange(4).expand(20, 4) == 2
-    counts = Divergences.start(randn(1, 4, 5)).update(done, step_size, diverging)
+    counts = Rejections.start(randn(1, 4, 5)).update(done, step_size, diverging, NOT_STUCK)
     assert counts.diverged.tolist() == [0, 0, 20, 0]
     assert float(counts.raised(torch.tensor(0.8), torch.ones(4, dtype=torch.bool))) == pytest.approx(0.8)

@@ -21,6 +21,7 @@ from kernel_cases import (
     log_density_of,
     parameters_of,
     run_chains,
+    stage,
     standard_errors,
     standard_normal,
     ticks,
@@ -34,6 +35,7 @@ from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc import chees, hmc, langevin, nuts
 from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, leapfrog
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric, Metric, whiten
+from pyro_ebm.mcmc.protocols import Stage
 
 NUM_CHAINS = 10_000
 NUM_TRANSITIONS = 3
@@ -881,8 +883,8 @@ def test_a_step_is_one_static_program(sampler: SamplerCase) -> None:
     algorithm, log_density = sampler.make(), log_density_of(Funnel(3, 1.0).double())
     start, random = randn(1, 30, 3), generator(2)
 
-    def step(state: Any, randomness: Any, step_size: Tensor, warming_up: Tensor) -> tuple[Any, Any]:
-        parameters = algorithm.parameters(algorithm.adaptation(step_size, len(start)), warming_up)
+    def step(state: Any, randomness: Any, step_size: Tensor, at: Stage) -> tuple[Any, Any]:
+        parameters = algorithm.parameters(algorithm.adaptation(step_size, len(start)), at)
         return algorithm.step(log_density, state, randomness, parameters)
 
     size = float64(0.4)
@@ -890,13 +892,13 @@ def test_a_step_is_one_static_program(sampler: SamplerCase) -> None:
     state = algorithm.init(log_density, start, parameters, algorithm.draw_randomness(start, random))
     # Clones, since the first state has one tensor in several fields, which a trace would take for one input.
     example = type(state)(*(field.clone() for field in state))
-    traced = make_fx(step)(example, algorithm.draw_randomness(start, random), size, torch.tensor(False))
+    traced = make_fx(step)(example, algorithm.draw_randomness(start, random), size, stage(warming_up=False))
     num_done = 0
     for tick in range(60):
         randomness = algorithm.draw_randomness(start, random)
-        size, warming_up = size * (1.05 if tick % 3 else 0.9), torch.tensor(tick < 30)
-        ours = step(state, randomness, size, warming_up)
-        theirs = traced(state, randomness, size, warming_up)
+        size, at = size * (1.05 if tick % 3 else 0.9), stage(warming_up=tick < 30)
+        ours = step(state, randomness, size, at)
+        theirs = traced(state, randomness, size, at)
         for first, second in zip((*ours[0], *ours[1]), (*theirs[0], *theirs[1]), strict=True):
             torch.testing.assert_close(first, second, rtol=0, atol=0)
         state = ours[0]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import parametrize, randn
-from kernel_cases import generator, log_density_of, standard_errors, standard_normal
+from kernel_cases import generator, log_density_of, stage, standard_errors, standard_normal
 from torch import Tensor
 from torch.distributions import Normal
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -273,8 +273,8 @@ def test_underdamped_chains_lose_the_energy_that_they_start_with() -> None:
     assert float(mcmc.sample_stats()["lp"].mean()) == pytest.approx(-1.0, abs=0.2)
     waiting = underdamped_algorithm(friction=1.0, metropolis=True, target_accept_prob=0.95)
     adaptation = waiting.adaptation(torch.tensor(0.01), 3)
-    assert waiting.parameters(adaptation, torch.tensor(True)).friction.tolist() == pytest.approx([30.0] * 3)
-    assert waiting.parameters(adaptation, torch.tensor(False)).friction.tolist() == [1.0] * 3
+    assert waiting.parameters(adaptation, stage(warming_up=True)).friction.tolist() == pytest.approx([30.0] * 3)
+    assert waiting.parameters(adaptation, stage(warming_up=False)).friction.tolist() == [1.0] * 3
 
 
 def test_underdamped_accepts_by_the_hamiltonian_and_turns_round() -> None:

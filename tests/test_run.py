@@ -35,9 +35,10 @@ from pyro_ebm import DoubleWell, QuadraticEnergy, correlated_gaussian
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
 from pyro_ebm.mcmc.covariance import ChosenCovariance, LowRankCovariance, PooledCovariance
-from pyro_ebm.mcmc.divergences import Divergences
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric
-from pyro_ebm.mcmc.run import Compile, Run, RunSettings
+from pyro_ebm.mcmc.rejections import Rejections
+from pyro_ebm.mcmc.run import Run
+from pyro_ebm.mcmc.settings import Compile, RunSettings
 
 Make = Callable[[LogDensity], Run]
 
@@ -187,7 +188,7 @@ def test_every_chain_has_its_draws_and_its_warmup(chains: int, warmup_steps: int
     run = make_run(log_density_of(energy), start, settings)
     seen = [run.transitions]
     while not run.finished:
-        assert run.warming_up or int(run.warmup_draws.counts.min()) >= warmup_steps
+        assert run.warming_up or int(run.warmup.draws.counts.min()) >= warmup_steps
         assert run.draws.draws() == {} or not run.warming_up
         run.advance()
         seen.append(run.transitions)
@@ -196,8 +197,8 @@ def test_every_chain_has_its_draws_and_its_warmup(chains: int, warmup_steps: int
     for name, value in run.draws.draws().items():
         assert value.shape[:2] == (chains, 7), name
         assert bool(value.double().isfinite().all())
-    assert int(run.warmup_draws.counts.min()) >= warmup_steps
-    warmup = run.warmup_draws.draws()
+    assert int(run.warmup.draws.counts.min()) >= warmup_steps
+    warmup = run.warmup.draws.draws()
     assert bool(warmup) == (warmup_steps > 0)
     for name, value in warmup.items():
         assert value.shape[:2] == (chains, warmup_steps), name
@@ -211,8 +212,8 @@ def test_warmup_draws_are_kept_only_if_asked() -> None:
     settings = RunSettings(num_samples=5, warmup_steps=30)
     plain = finish(make_run(standard_normal, randn(1, 4, 2), settings))
     saving = finish(make_run(standard_normal, randn(1, 4, 2), replace(settings, save_warmup=True)))
-    assert plain.warmup_draws.draws() == {}
-    assert saving.warmup_draws.draws()["position"].shape == (4, 30, 2)
+    assert plain.warmup.draws.draws() == {}
+    assert saving.warmup.draws.draws()["position"].shape == (4, 30, 2)
     assert_same_draws(plain, saving)  # and keeping them changes nothing
 
 
@@ -266,7 +267,7 @@ def test_what_does_not_adapt_stays(adapt_metric: bool, adapt_step_size: bool, ki
     assert torch.equal(run.metric.variances, torch.ones(3, dtype=torch.float64)) == (not adapt_metric)
     assert type(run.metric) is {"diagonal": DiagonalMetric, "dense": DenseMetric, "low_rank": LowRankMetric}[kind]
     # What a sampler reports is its own step size: for Langevin, half the square of the leapfrog's.
-    warmup, steps = run.warmup_draws.draws()["step_size"], run.draws.draws()["step_size"]
+    warmup, steps = run.warmup.draws.draws()["step_size"], run.draws.draws()["step_size"]
     assert bool((steps == 0.5 * run.step_size.square()).all())
     if adapt_step_size:
         assert len(warmup.unique()) > 10
@@ -347,8 +348,8 @@ def test_a_thinned_run_keeps_every_so_manieth_draw(sampler: SamplerCase, thinnin
     for name, value in plain.draws.draws().items():
         groups = value.unflatten(1, (-1, thinning))
         assert torch.equal(kept[name], groups.any(2) if name in ("diverging", "non_finite") else groups[:, :, -1]), name
-    for name, value in plain.warmup_draws.draws().items():
-        assert torch.equal(run.warmup_draws.draws()[name], value), name
+    for name, value in plain.warmup.draws.draws().items():
+        assert torch.equal(run.warmup.draws.draws()[name], value), name
 
 
 @pytest.mark.parametrize("compile", ["no", "fast"])
@@ -378,15 +379,15 @@ def test_a_draw_of_several_steps_is_a_thinned_draw_of_one(warmup_steps: int) -> 
     assert finish(run).transitions == 20 + warmup_steps
     for name, value in each.draws.draws().items():
         assert torch.equal(run.draws.draws()[name], value), name
-    for name, value in each.warmup_draws.draws().items():
-        assert torch.equal(run.warmup_draws.draws()[name], value[:, 3::4]), name
+    for name, value in each.warmup.draws.draws().items():
+        assert torch.equal(run.warmup.draws.draws()[name], value[:, 3::4]), name
 
 
 def test_one_tick_samplers_do_not_overshoot_the_warmup() -> None:
     run = well_run(MALA, RunSettings(num_samples=1, warmup_steps=200, adapt_metric=False, save_warmup=True))
     while run.warming_up:
         run.advance()
-    assert 200 <= int(run.warmup_draws.transitions.min()) <= 201
+    assert 200 <= int(run.warmup.draws.transitions.min()) <= 201
 
 
 # Repeating
@@ -447,10 +448,10 @@ def test_a_saved_run_goes_on_as_if_never_stopped(sampler: SamplerCase, settings:
     """Saved after random parts of blocks, after the first and the last, within a block, at every end of a window."""
     whole, parts, ends, within = well_run(sampler, settings), 0, {0}, set()
     while not whole.finished:
-        window = whole._window
+        window = whole.warmup._window
         whole.advance()
         parts += 1
-        if whole._window != window:
+        if whole.warmup._window != window:
             ends.add(parts)
         if whole.state_dict()["pending"]:
             within.add(parts)
@@ -471,8 +472,8 @@ def test_a_saved_run_goes_on_as_if_never_stopped(sampler: SamplerCase, settings:
         assert second.mean_acceptance == first.mean_acceptance
         finish(second)
         assert_same_draws(second, whole)
-        for name, value in whole.warmup_draws.draws().items():
-            assert torch.equal(second.warmup_draws.draws()[name], value)
+        for name, value in whole.warmup.draws.draws().items():
+            assert torch.equal(second.warmup.draws.draws()[name], value)
     assert_same_draws(finish(first), whole)  # to save it did it no harm
 
 
@@ -505,9 +506,9 @@ class Interrupting:
 def snapshot(run: Run) -> dict[str, Any]:
     """What a run has to say of itself, copied."""
     saved = run.state_dict()
-    for name in ("draws", "warmup_draws"):  # the buffers may hold what is not counted
-        draws = {key: value for key, value in getattr(run, name).draws().items() if value.numel()}
-        saved[name] = {"transitions": saved[name]["transitions"], **draws}
+    for at, recorder in ((saved, run.draws), (saved["warmup"], run.warmup.draws)):
+        draws = {key: value for key, value in recorder.draws().items() if value.numel()}
+        at["draws"] = {"transitions": at["draws"]["transitions"], **draws}  # buffers may hold what is not counted
     return copy.deepcopy(saved)
 
 
@@ -540,11 +541,11 @@ def test_an_exception_leaves_the_run_as_before_the_block(
     density, other = densities
     random, failures = generator(4), {"anywhere": 0, "window": 0}
     while not run.finished:
-        calls, window, before = other.calls, twin._window, snapshot(run)
+        calls, window, before = other.calls, twin.warmup._window, snapshot(run)
         twin.advance()
         calls = other.calls - calls
         fails = [("anywhere", int(torch.randint(1, calls + 1, (), generator=random)))]
-        if twin._window != window:  # the last call then starts the window, and those before it find a step size
+        if twin.warmup._window != window:  # the last call then starts the window, and those before it find a step size
             fails += [("window", calls - 3), ("window", calls)] if twin.warming_up else [("window", calls)]
         for where, call in fails:
             density.fails_at = density.calls + call
@@ -578,7 +579,7 @@ def assert_same_up_to_rounding(ours: Run, theirs: Run) -> None:
 
     Rounding errs by 1e-16 at first, and a double well amplifies it by a few orders over tens of transitions.
     """
-    for mine, other in ((ours.draws, theirs.draws), (ours.warmup_draws, theirs.warmup_draws)):
+    for mine, other in ((ours.draws, theirs.draws), (ours.warmup.draws, theirs.warmup.draws)):
         assert mine.draws().keys() == other.draws().keys()
         for name, value in mine.draws().items():
             torch.testing.assert_close(value, other.draws()[name], rtol=1e-7, atol=1e-7, msg=lambda m: f"{name}: {m}")
@@ -689,7 +690,7 @@ def test_the_warmup_brings_a_lost_chain_along(sampler: SamplerCase, kind: str, v
     settings = RunSettings(num_samples=100, warmup_steps=100, **masses(kind, 3))
     run = finish(make_run(log_density, one_lost(randn(1, 16, 3)), settings, algorithm=sampler.make()))
     draws = run.draws.draws()
-    assert run.num_moved.tolist() == [int(i == LOST) for i in range(16)]
+    assert run.warmup.moved.tolist() == [int(i == LOST) for i in range(16)]
     assert run.num_divergences.tolist() == [0] * 16
     assert_moments(draws["position"], energy.mean, energy.variance)
     assert 0.5 < draws["acceptance_rate"].double().mean() < 0.99  # the step size has not shrunk to please it
@@ -715,7 +716,7 @@ def test_a_chain_far_out_comes_in_by_shorter_steps_of_its_own(
 ) -> None:
     """Where a tail is so steep that the step size of the others carries it nowhere. They are not slowed down."""
     # Divergences may raise the target of one run and not of the other, and so change the step size.
-    monkeypatch.setattr(Divergences, "raised", lambda self, target, chains: target)
+    monkeypatch.setattr(Rejections, "raised", lambda self, target, chains: target)
 
     def quartic(position: Tensor) -> tuple[Tensor, Tensor]:
         square = position.square().sum(-1)
@@ -726,7 +727,7 @@ def test_a_chain_far_out_comes_in_by_shorter_steps_of_its_own(
     near = finish(make_run(quartic, start, settings, algorithm=sampler.make()))
     start[0] = distance
     run = finish(make_run(quartic, start, settings, algorithm=sampler.make()))
-    warmup, draws = run.warmup_draws.draws(), run.draws.draws()
+    warmup, draws = run.warmup.draws.draws(), run.draws.draws()
     own, others = warmup["step_size"][0], warmup["step_size"][1:]
     assert float(own.min()) < 0.1 * float(others.median())
     # P(|x| > 3) is below 1e-7: the density of r = |x| is in proportion to r² exp(-r⁴ / 4).

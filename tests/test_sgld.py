@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from kernel_cases import stage
 from models import check_moments, conjugate, data, default_dtype, moments, z_limit
 from torch import Tensor
 
@@ -245,7 +246,7 @@ def test_its_arguments_reach_the_sampler() -> None:
     kernel = SGLD(conjugate, step_size=0.25, offset=3.0, decay=0.5, preconditioned=True, smoothing=0.9, damping=0.1)
     algorithm = kernel.algorithm()
     adaptation = algorithm.adaptation(torch.tensor(0.25), 2)
-    found = algorithm.parameters(adaptation, torch.tensor(False))
+    found = algorithm.parameters(adaptation, stage(warming_up=False))
     assert [float(each) for each in found] == [0.25, 3.0, 0.5, 1.0, 0.9, pytest.approx(0.1)]
     mcmc = run(kernel, data(1, 5))
     assert mcmc.attrs["kernel"] == "Preconditioned SGLD"
@@ -309,7 +310,7 @@ def test_a_saved_run_goes_on_to_the_same_draws(
     left = math.inf
     second = MCMC(kernel, num_samples, 10, num_chains=3, disable_progbar=True, compile=compile)
     saved = torch.load(tmp_path / "run.pt", weights_only=True)
-    assert (saved["run"]["window"] == 1) == (blocks > 1)
+    assert (saved["run"]["warmup"]["window"] == 1) == (blocks > 1)
     assert int(saved["run"]["draws"]["transitions"].min()) < num_samples
     second.load_state_dict(saved)
     second.resume(y, 5)

@@ -16,7 +16,8 @@ from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm._core.supports import state_range, strip_independent, unconstraining
 from pyro_ebm.mcmc.algorithm import nuts_algorithm
-from pyro_ebm.mcmc.run import Run, RunSettings
+from pyro_ebm.mcmc.run import Run
+from pyro_ebm.mcmc.settings import RunSettings
 
 # Each draw is the end of a chain of its own: 150 adapting transitions, then 50. Fewer chains than 16 would adapt badly.
 _WARMUP_STEPS, _STEPS, _MIN_CHAINS = 150, 50, 16

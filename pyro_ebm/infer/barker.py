@@ -15,19 +15,24 @@ class Barker(AdaptiveKernel):
 
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.
-        num_steps: steps in each transition, of which the last makes a draw, in the warm-up as afterwards.
+        num_steps: steps in each transition, of which the last makes a draw, in the warm-up as afterwards; by default
+            10, or as many more as the warm-up finds that a chain needs to forget where it was, up to 320.
 
     References:
         Livingstone and Zanella 2022, The Barker proposal: combining robustness and efficiency in gradient-based MCMC.
     """
 
-    num_steps: int = field(default=10, kw_only=True)
+    num_steps: int | None = field(default=None, kw_only=True)
     target_accept_prob: float = field(default=0.4, kw_only=True)
 
     def check(self) -> None:
         """Check the arguments of this kernel's own."""
-        self._require("num_steps", self.num_steps >= 1, "at least 1")
+        self._require("num_steps", self.num_steps is None or self.num_steps >= 1, "at least 1")
 
     def algorithm(self) -> Algorithm:
         """The sampler with its settings."""
-        return barker_algorithm(target_accept_prob=self.target_accept_prob, num_steps=self.num_steps)
+        return barker_algorithm(
+            target_accept_prob=self.target_accept_prob,
+            num_steps=self.num_steps or 10,
+            learns="num_steps" if self.num_steps is None else None,
+        )

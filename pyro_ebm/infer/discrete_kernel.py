@@ -9,7 +9,7 @@ from pyro_ebm.graphs import FactorGraph
 from pyro_ebm.infer.graph_target import graph_of
 from pyro_ebm.infer.kernel import Kernel
 from pyro_ebm.infer.target import Target
-from pyro_ebm.mcmc.run import RunSettings
+from pyro_ebm.mcmc.settings import RunSettings
 
 # A sweep over more blocks than this takes a compiler longer than it saves.
 MOST_BLOCKS = 64

@@ -20,7 +20,7 @@ from pyro_ebm.mcmc.covariance import (
     PooledVariance,
 )
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric, Metric, metric_of
-from pyro_ebm.mcmc.run import RunSettings
+from pyro_ebm.mcmc.settings import RunSettings
 
 # A dense metric needs draws enough to estimate it, and its products must stay cheap beside the gradient.
 _MAX_DENSE_DIM, _DRAWS_PER_DIM = 256, 20

@@ -24,7 +24,8 @@ from pyro_ebm.infer.model_target import ModelTarget
 from pyro_ebm.infer.progress import concerns, show_progress
 from pyro_ebm.infer.run_folder import RunFolder
 from pyro_ebm.infer.target import Target
-from pyro_ebm.mcmc.run import Compile, Run, RunSettings
+from pyro_ebm.mcmc.run import Run
+from pyro_ebm.mcmc.settings import Compile, RunSettings
 
 if TYPE_CHECKING:
     from pyro_ebm.diagnostics.inference_data import InferenceData
@@ -302,7 +303,7 @@ class MCMC:
             warmup: whether of the warm-up: empty unless `save_warmup`.
         """
         run = self._require_run()
-        recorded = (run.warmup_draws if warmup else run.draws).draws()
+        recorded = (run.warmup.draws if warmup else run.draws).draws()
         if recorded and recorded["position"].shape[1]:
             return recorded
         if not warmup:
@@ -412,8 +413,9 @@ class MCMC:
             "sampling_time": self.run_time,
             "tuning_steps": self.warmup_steps,
             "step_size": float(run.step_size),
-            **({"target_accept_prob": run.target_acceptance} if isinstance(self.kernel, AdaptiveKernel) else {}),
-            "chains_moved": int((run.num_moved > 0).sum()),
+            **({"target_accept_prob": float(run.warmup.target)} if isinstance(self.kernel, AdaptiveKernel) else {}),
+            **run.learned,
+            "chains_moved": int((run.warmup.moved > 0).sum()),
             "program": run.rung,
         }
 

@@ -46,21 +46,26 @@ class AdjustedMCLMC(AdaptiveKernel):
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.
         trajectory_length: mean length of a trajectory, in units of `√dim`, the size of a standard normal in the
-            coordinates of the metric.
+            coordinates of the metric. By default π/2, or as much more as the warm-up finds that a chain needs to forget
+            where it was, up to 4π.
 
     References:
         Robnik, Cohn-Gordon and Seljak 2025, Metropolis adjusted microcanonical Hamiltonian Monte Carlo.
     """
 
-    trajectory_length: float = field(default=math.pi / 2, kw_only=True)
+    trajectory_length: float | None = field(default=None, kw_only=True)
     target_accept_prob: float = field(default=0.9, kw_only=True)
 
     def check(self) -> None:
         """Check the arguments of this kernel's own."""
-        self._require("trajectory_length", self.trajectory_length > 0, "a positive number")
+        self._require(
+            "trajectory_length", self.trajectory_length is None or self.trajectory_length > 0, "a positive number"
+        )
 
     def algorithm(self) -> Algorithm:
         """The sampler with its settings."""
         return adjusted_mclmc_algorithm(
-            trajectory_length=self.trajectory_length, target_accept_prob=self.target_accept_prob
+            trajectory_length=self.trajectory_length or math.pi / 2,
+            target_accept_prob=self.target_accept_prob,
+            learns="trajectory_length" if self.trajectory_length is None else None,
         )

@@ -16,7 +16,7 @@ from pyro_ebm.infer.target import Target
 from pyro_ebm.mcmc.algorithm import Algorithm, mixed_algorithm
 from pyro_ebm.mcmc.covariance import ChosenCovariance, PooledVariance
 from pyro_ebm.mcmc.mixed import ContinuousEstimator, beside_discrete
-from pyro_ebm.mcmc.run import RunSettings
+from pyro_ebm.mcmc.settings import RunSettings
 
 # A dense metric is laid out over discrete elements too.
 _MAX_DENSE_DIM = 256

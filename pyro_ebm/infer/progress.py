@@ -41,7 +41,7 @@ def concerns(run: Run) -> Iterator[str]:
     recorded = run.draws.draws()
     if not recorded or recorded["position"].shape[1] == 0:
         return
-    moved = (run.num_moved > 0).nonzero().flatten().tolist()
+    moved = (run.warmup.moved > 0).nonzero().flatten().tolist()
     if moved:
         yield (
             f"{len(moved)} of {run.num_chains} chains (chains {moved[:_MOST_NAMED]}) were left behind in the warm-up, "

@@ -7,7 +7,7 @@ from pyro_ebm.infer.kernel import Kernel
 from pyro_ebm.infer.minibatch_target import MinibatchTarget
 from pyro_ebm.infer.target import Target, build_target
 from pyro_ebm.mcmc.algorithm import Algorithm, sgld_algorithm
-from pyro_ebm.mcmc.run import RunSettings
+from pyro_ebm.mcmc.settings import RunSettings
 
 
 @dataclass(eq=False)

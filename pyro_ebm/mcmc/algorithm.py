@@ -30,7 +30,8 @@ from pyro_ebm.mcmc import (
     underdamped,
 )
 from pyro_ebm.mcmc.chees import LengthAdaptation
-from pyro_ebm.mcmc.protocols import Adaptation, Info, State
+from pyro_ebm.mcmc.protocols import Adaptation, Info, Stage, State
+from pyro_ebm.mcmc.reach import Learns
 from pyro_ebm.mcmc.step_size import DualAveraging, FixedStepSize
 
 # The least friction of underdamped dynamics in the warm-up, for each step.
@@ -47,10 +48,11 @@ class Algorithm:
         draw_randomness: `(position, generator) -> Randomness`, for positions `(*ticks, chains, dim)`.
         step: `(log_density, state, randomness, parameters) -> (State, Info)`.
         adaptation: makes what adapts its parameters, of a first step size, `()`, and the number of chains.
-        parameters: makes parameters of what adapts, and of whether the run is warming up, `()`.
+        parameters: makes parameters of what adapts, and of where the run is.
         target_accept_prob: what the step size adapts to, if it does.
         usual_ticks: how many ticks a transition takes, until they have been counted.
         num_steps: what a run counts as one transition is so many of this sampler's, of which the last makes a draw.
+        learns: what the warm-up raises where draws remember one another for long.
         remedy: what helps where transitions diverge.
         structured: whether it asks the log density for more than value and gradient, such as conditionals. That is then
             neither compiled on its own nor tried for a first step size.
@@ -62,10 +64,11 @@ class Algorithm:
     draw_randomness: Callable[[Tensor, Generator], Any]
     step: Callable[[Any, Any, Any, Any], tuple[State, Info]]
     adaptation: Callable[[Tensor, int], Adaptation]
-    parameters: Callable[[Any, Tensor], Any]
+    parameters: Callable[[Any, Stage], Any]
     target_accept_prob: float = 1.0
     usual_ticks: float = 4.0
     num_steps: int = 1
+    learns: Learns | None = None
     remedy: str = "raise target_accept_prob, or reparametrise the model"
     structured: bool = False
     eager: bool = False
@@ -84,12 +87,16 @@ def nuts_algorithm(*, max_tree_depth: int = 10, target_accept_prob: float = 0.8)
     )
 
 
-def _nuts_parameters(max_tree_depth: int, adaptation: Adaptation, _: Tensor) -> nuts.Parameters:
+def _nuts_parameters(max_tree_depth: int, adaptation: Adaptation, _: Stage) -> nuts.Parameters:
     return nuts.Parameters(adaptation.step_sizes, max_tree_depth)
 
 
 def hmc_algorithm(
-    *, trajectory_length: float, num_steps: int | None = None, target_accept_prob: float = 0.8
+    *,
+    trajectory_length: float,
+    num_steps: int | None = None,
+    target_accept_prob: float = 0.8,
+    learns: Learns | None = None,
 ) -> Algorithm:
     """Hamiltonian Monte Carlo: see `hmc`."""
     return Algorithm(
@@ -100,13 +107,13 @@ def hmc_algorithm(
         adaptation=DualAveraging.start,
         parameters=partial(_hmc_parameters, trajectory_length, num_steps or 0),
         target_accept_prob=target_accept_prob,
+        learns=learns,
     )
 
 
-def _hmc_parameters(trajectory_length: float, num_steps: int, adaptation: Adaptation, _: Tensor) -> hmc.Parameters:
-    step_sizes = adaptation.step_sizes
-    steps = torch.tensor(num_steps, device=step_sizes.device)
-    return hmc.Parameters(step_sizes, step_sizes.new_tensor(trajectory_length), steps)
+def _hmc_parameters(trajectory_length: float, num_steps: int, adaptation: Adaptation, stage: Stage) -> hmc.Parameters:
+    steps = torch.tensor(num_steps, device=stage.reach.device)
+    return hmc.Parameters(adaptation.step_sizes, trajectory_length * stage.reach, steps)
 
 
 def chees_algorithm(*, target_accept_prob: float = 0.8) -> Algorithm:
@@ -134,11 +141,13 @@ class _FromSeed:
         return self.function(log_density, chains, *made)
 
 
-def _chees_parameters(adaptation: LengthAdaptation, _: Tensor) -> chees.Parameters:
+def _chees_parameters(adaptation: LengthAdaptation, _: Stage) -> chees.Parameters:
     return chees.Parameters(adaptation.step_sizes, adaptation.trajectory_length)
 
 
-def langevin_algorithm(*, metropolis: bool, target_accept_prob: float, num_steps: int = 1) -> Algorithm:
+def langevin_algorithm(
+    *, metropolis: bool, target_accept_prob: float, num_steps: int = 1, learns: Learns | None = None
+) -> Algorithm:
     """Langevin dynamics, with the Metropolis correction or without: see `langevin`.
 
     The warm-up is always corrected: it finds the bulk of the density safely, and the step size at which the correction
@@ -154,15 +163,16 @@ def langevin_algorithm(*, metropolis: bool, target_accept_prob: float, num_steps
         target_accept_prob=target_accept_prob,
         usual_ticks=1.0,
         num_steps=num_steps,
+        learns=learns,
     )
 
 
-def _langevin_parameters(metropolis: bool, adaptation: Adaptation, warming_up: Tensor) -> langevin.Parameters:
-    return langevin.Parameters(0.5 * adaptation.step_sizes.square(), warming_up | metropolis)
+def _langevin_parameters(metropolis: bool, adaptation: Adaptation, stage: Stage) -> langevin.Parameters:
+    return langevin.Parameters(0.5 * adaptation.step_sizes.square(), stage.warming_up | metropolis)
 
 
 def underdamped_algorithm(
-    *, friction: float, metropolis: bool, target_accept_prob: float, num_steps: int = 1
+    *, friction: float, metropolis: bool, target_accept_prob: float, num_steps: int = 1, learns: Learns | None = None
 ) -> Algorithm:
     """Underdamped Langevin dynamics, with the Metropolis correction or without: see `underdamped`.
 
@@ -178,20 +188,21 @@ def underdamped_algorithm(
         target_accept_prob=target_accept_prob,
         usual_ticks=1.0,
         num_steps=num_steps,
+        learns=learns,
     )
 
 
 def _underdamped_parameters(
-    friction: float, metropolis: bool, adaptation: Adaptation, warming_up: Tensor
+    friction: float, metropolis: bool, adaptation: Adaptation, stage: Stage
 ) -> underdamped.Parameters:
     step_sizes = adaptation.step_sizes
     given = torch.full_like(step_sizes, friction)
     # A chain on its way to the bulk takes short steps, and must lose the energy it comes with.
-    frictions = torch.where(warming_up, torch.maximum(given, _WARMUP_FRICTION / step_sizes), given)
-    return underdamped.Parameters(step_sizes, frictions, warming_up | metropolis)
+    frictions = torch.where(stage.warming_up, torch.maximum(given, _WARMUP_FRICTION / step_sizes), given)
+    return underdamped.Parameters(step_sizes, frictions, stage.warming_up | metropolis)
 
 
-def barker_algorithm(*, target_accept_prob: float = 0.4, num_steps: int = 1) -> Algorithm:
+def barker_algorithm(*, target_accept_prob: float = 0.4, num_steps: int = 1, learns: Learns | None = None) -> Algorithm:
     """The Barker proposal: see `barker`."""
     return Algorithm(
         name="Barker",
@@ -203,14 +214,17 @@ def barker_algorithm(*, target_accept_prob: float = 0.4, num_steps: int = 1) -> 
         target_accept_prob=target_accept_prob,
         usual_ticks=1.0,
         num_steps=num_steps,
+        learns=learns,
     )
 
 
-def _barker_parameters(adaptation: Adaptation, _: Tensor) -> barker.Parameters:
+def _barker_parameters(adaptation: Adaptation, _: Stage) -> barker.Parameters:
     return barker.Parameters(adaptation.step_sizes)
 
 
-def random_walk_algorithm(*, target_accept_prob: float = 0.234, num_steps: int = 1) -> Algorithm:
+def random_walk_algorithm(
+    *, target_accept_prob: float = 0.234, num_steps: int = 1, learns: Learns | None = None
+) -> Algorithm:
     """Random-walk Metropolis: see `random_walk`."""
     return Algorithm(
         name="Random walk",
@@ -222,10 +236,11 @@ def random_walk_algorithm(*, target_accept_prob: float = 0.234, num_steps: int =
         target_accept_prob=target_accept_prob,
         usual_ticks=1.0,
         num_steps=num_steps,
+        learns=learns,
     )
 
 
-def _random_walk_parameters(adaptation: Adaptation, _: Tensor) -> random_walk.Parameters:
+def _random_walk_parameters(adaptation: Adaptation, _: Stage) -> random_walk.Parameters:
     return random_walk.Parameters(adaptation.step_sizes)
 
 
@@ -256,7 +271,7 @@ def elliptical_slice_algorithm() -> Algorithm:
     )
 
 
-def _elliptical_slice_parameters(_: Adaptation, __: Tensor) -> elliptical_slice.Parameters:
+def _elliptical_slice_parameters(_: Adaptation, __: Stage) -> elliptical_slice.Parameters:
     return elliptical_slice.Parameters()
 
 
@@ -275,7 +290,7 @@ def sgld_algorithm(*, offset: float, decay: float, preconditioned: bool, smoothi
 
 
 def _sgld_parameters(
-    offset: float, decay: float, preconditioned: bool, smoothing: float, damping: float, fixed: Adaptation, _: Tensor
+    offset: float, decay: float, preconditioned: bool, smoothing: float, damping: float, fixed: Adaptation, _: Stage
 ) -> sgld.Parameters:
     step_size = fixed.step_size
     schedule = (step_size, step_size.new_tensor(offset), step_size.new_tensor(decay))
@@ -299,11 +314,13 @@ def mclmc_algorithm(*, decoherence_length: float, target_accept_prob: float) -> 
     )
 
 
-def _mclmc_parameters(decoherence_length: float, adaptation: Adaptation, _: Tensor) -> mclmc.Parameters:
+def _mclmc_parameters(decoherence_length: float, adaptation: Adaptation, _: Stage) -> mclmc.Parameters:
     return mclmc.Parameters(adaptation.step_sizes, adaptation.step_sizes.new_tensor(decoherence_length))
 
 
-def adjusted_mclmc_algorithm(*, trajectory_length: float, target_accept_prob: float) -> Algorithm:
+def adjusted_mclmc_algorithm(
+    *, trajectory_length: float, target_accept_prob: float, learns: Learns | None = None
+) -> Algorithm:
     """Metropolis-adjusted microcanonical dynamics: see `adjusted_mclmc`; lengths as in `mclmc_algorithm`."""
     return Algorithm(
         name="Adjusted MCLMC",
@@ -313,6 +330,7 @@ def adjusted_mclmc_algorithm(*, trajectory_length: float, target_accept_prob: fl
         adaptation=DualAveraging.start,
         parameters=partial(_hmc_parameters, trajectory_length, 0),
         target_accept_prob=target_accept_prob,
+        learns=learns,
     )
 
 
@@ -349,7 +367,7 @@ def gibbs_algorithm(*, random_scan: bool) -> Algorithm:
     )
 
 
-def _no_parameters(adaptation: Adaptation, _: Tensor) -> gibbs.Parameters:
+def _no_parameters(adaptation: Adaptation, _: Stage) -> gibbs.Parameters:
     return gibbs.Parameters()
 
 
@@ -398,7 +416,7 @@ def discrete_langevin_algorithm(*, ordinal: bool, target_accept_prob: float) -> 
     )
 
 
-def _discrete_langevin_parameters(ordinal: bool, adaptation: Adaptation, _: Tensor) -> discrete_langevin.Parameters:
+def _discrete_langevin_parameters(ordinal: bool, adaptation: Adaptation, _: Stage) -> discrete_langevin.Parameters:
     step_sizes = adaptation.step_sizes.clamp(max=1)
     return discrete_langevin.Parameters(step_sizes, torch.tensor(ordinal, device=step_sizes.device))
 
@@ -413,4 +431,6 @@ def mixed_algorithm(continuous: Algorithm, *, num_discrete: int) -> Algorithm:
         draw_randomness=partial(mixed.draw_randomness, sampler, num_discrete),
         step=partial(mixed.step, sampler, num_discrete),
         structured=True,
+        # Longer trajectories are of no use to discrete elements; more of them are.
+        learns=continuous.learns if continuous.learns == "num_steps" else None,
     )

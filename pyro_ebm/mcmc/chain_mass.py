@@ -76,6 +76,6 @@ class ChainMass(NamedTuple):
         if int(judged.sum()) < _LEAST_CHAINS:
             return torch.zeros_like(judged)
         known = log_mass[judged]
-        median = known.median()
+        median = known.sort().values[len(known) // 2]  # of two halves, the one with more mass is right
         spread = (known - median).abs().median()
         return judged & (log_mass < median - (_SPREADS * spread).clamp(min=_LEAST_NATS))

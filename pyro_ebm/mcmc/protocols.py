@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
+
+
+class Stage(NamedTuple):
+    """Where a run is, as far as a sampler's parameters depend on it.
+
+    Attributes:
+        warming_up: whether it is still in its warm-up, `()`.
+        reach: how many times as far as usual a draw goes from the one before it, `()`.
+    """
+
+    warming_up: Tensor
+    reach: Tensor
 
 
 class State(Protocol):

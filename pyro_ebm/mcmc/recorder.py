@@ -25,7 +25,8 @@ class Recorder:
         folder: where to keep draws on disk; by default they are kept in memory.
 
     Attributes:
-        transitions: transitions made by each chain, `(chains,)`.
+        thinning: as given, or as set by `thin`.
+        transitions: transitions made by each chain, `(chains,)`, since the last call of `thin`.
     """
 
     def __init__(
@@ -33,12 +34,18 @@ class Recorder:
     ) -> None:
         self.num_draws, self.thinning = num_draws, thinning
         self.transitions = torch.zeros(num_chains, dtype=torch.long, device=device)
+        self._earlier = torch.zeros_like(self.transitions)  # draws that each chain had come to at the last `thin`
         self._buffers: Buffers = MemoryBuffers(device) if folder is None else MappedBuffers(folder)
 
     @property
     def counts(self) -> Tensor:
         """Draws that each chain has come to, `(chains,)`; kept are `num_draws` at most."""
-        return self.transitions // self.thinning
+        return self._earlier + self.transitions // self.thinning
+
+    def thin(self, thinning: int) -> None:
+        """Keep the last of so many transitions from now on; those made since the last draw do not count."""
+        self._earlier, self.thinning = self.counts, thinning
+        self.transitions = torch.zeros_like(self.transitions)
 
     def record(
         self,
@@ -56,12 +63,15 @@ class Recorder:
         Returns:
             Which were stored, `(ticks, chains)`.
         """
-        in_step = bool((done == done[:, :1]).all() & (self.transitions == self.transitions[0]).all())
-        ended, before = (done[:, :1], self.transitions[:1]) if in_step else (done, self.transitions)
-        number = before + ended.cumsum(0)  # of the transition, from one
-        kept = ended & (number % self.thinning == 0) & (number <= self.num_draws * self.thinning)
+        as_one = [(each == each[0]).all() for each in (self.transitions, self._earlier)]
+        in_step = bool((done == done[:, :1]).all() & as_one[0] & as_one[1])
+        chains = slice(1) if in_step else slice(None)
+        ended = done[:, chains]
+        number = self.transitions[chains] + ended.cumsum(0)  # of the transition, from one
+        slot = self._earlier[chains] + number // self.thinning - 1
+        kept = ended & (number % self.thinning == 0) & (slot < self.num_draws)
         store = self._store_in_step if in_step else self._store
-        store(kept, number // self.thinning - 1, values, finish or {})
+        store(kept, slot, values, finish or {})
         self.transitions = self.transitions + ended.sum(0)
         return kept.expand(done.shape)
 
@@ -98,11 +108,13 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """The counts and the buffers, or where these are in files, what to look for there."""
-        return {"transitions": self.transitions, **self._buffers.state_dict()}
+        counters = {"transitions": self.transitions, "earlier": self._earlier, "thinning": self.thinning}
+        return {**counters, **self._buffers.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved."""
-        self.transitions = state["transitions"].to(self.transitions.device)
+        device, self.thinning = self.transitions.device, state["thinning"]
+        self.transitions, self._earlier = state["transitions"].to(device), state["earlier"].to(device)
         self._buffers.load_state_dict(state)
 
 

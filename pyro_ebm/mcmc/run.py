@@ -7,9 +7,7 @@ the same draws as one that was not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -18,15 +16,13 @@ from torch.utils import _pytree as pytree
 from pyro_ebm._core.program import CompiledFunction, EagerProgram, Program, build_program
 from pyro_ebm._core.randomness import normal
 from pyro_ebm.mcmc.algorithm import Algorithm
-from pyro_ebm.mcmc.chain_mass import ChainMass
-from pyro_ebm.mcmc.covariance import MetricEstimator, PooledVariance
-from pyro_ebm.mcmc.divergences import Divergences
 from pyro_ebm.mcmc.metric import METRICS, DiagonalMetric, Metric, whiten
-from pyro_ebm.mcmc.minibatch import Subsample, at_minibatch, draw_minibatches
-from pyro_ebm.mcmc.protocols import State
+from pyro_ebm.mcmc.minibatch import at_minibatch, draw_minibatches
+from pyro_ebm.mcmc.protocols import Stage, State
 from pyro_ebm.mcmc.recorder import Recorder
+from pyro_ebm.mcmc.settings import RunSettings
 from pyro_ebm.mcmc.step_size import reasonable_step_size
-from pyro_ebm.mcmc.windows import Window, warmup_windows
+from pyro_ebm.mcmc.warmup import Warmup
 
 # Ticks in a block, between two looks at the counters: enough to make the look cheap, within a bound on its memory.
 _MOST_TICKS, _MOST_NUMBERS = 256, 2**22
@@ -34,44 +30,8 @@ _MOST_TICKS, _MOST_NUMBERS = 256, 2**22
 _SLOW_TICKS, _WHOLE = 8, ("C", "CUDA graph")
 # A new metric whose variances differ from the old one's by less than this factor, in logarithms, changes no scale.
 _SAME_SCALE = 0.7
-# A log density so many median deviations below the median is not one of the bulk.
-_FAR = 10.0
-Compile = Literal["no", "fast", "yes"]
 # The share of what a window still needs that is done before looking again.
 _WINDOW_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """How long a run is, and what adapts.
-
-    Attributes:
-        num_samples: draws of each chain.
-        warmup_steps: transitions of each chain before them, at the least.
-        step_size: the first leapfrog step size, in units of the metric.
-        adapt_step_size: whether it adapts.
-        adapt_metric: whether the metric adapts.
-        metric: the first metric; by default the identity.
-        estimator: what the metric is learned by, without draws; by default the variance of each dim.
-        save_warmup: whether to keep the draws of the warm-up.
-        thinning: of so many transitions after the warm-up, one is kept.
-        compile: whether ticks are compiled: `"no"`; `"fast"`, if a fast compiler can; `"yes"`, however long it takes.
-        subsamples: what the log density takes minibatches of, anew in every tick.
-        folder: where draws are kept on disk; by default they are kept in memory.
-    """
-
-    num_samples: int
-    warmup_steps: int
-    step_size: float = 1.0
-    adapt_step_size: bool = True
-    adapt_metric: bool = True
-    metric: Metric | None = None
-    estimator: MetricEstimator | None = None
-    save_warmup: bool = False
-    thinning: int = 1
-    compile: Compile = "no"
-    subsamples: tuple[Subsample, ...] = ()
-    folder: Path | None = None
 
 
 class Run:
@@ -87,7 +47,8 @@ class Run:
 
     Attributes:
         metric: the present metric.
-        draws: the recorder of draws; `warmup_draws` that of the warm-up.
+        warmup: what is learned before sampling.
+        draws: the recorder of draws.
         concerns: why the program does not run on a higher rung, where it was to be compiled.
     """
 
@@ -99,32 +60,19 @@ class Run:
         generator: Generator,
         settings: RunSettings,
     ) -> None:
-        chains = len(position)
+        chains, device = len(position), position.device
         self.algorithm, self.settings, self.generator = algorithm, settings, generator
-        windows = warmup_windows(settings.warmup_steps, chains, adapt_metric=settings.adapt_metric)
-        self._windows = [Window(algorithm.num_steps * length, renews) for length, renews in windows]
-        self._window = 0
         self.metric: Metric = settings.metric or DiagonalMetric(torch.ones_like(position[0]))
-        self._no_draws: MetricEstimator = settings.estimator or PooledVariance.start(torch.zeros_like(position[0]))
-        self._estimator = self._no_draws
-        step_size = torch.tensor(settings.step_size, dtype=position.dtype, device=position.device)
+        self.warmup = Warmup(algorithm, position, settings)
+        step_size = torch.tensor(settings.step_size, dtype=position.dtype, device=device)
         self._adaptation = algorithm.adaptation(step_size, chains)
-        draws, warmup = (settings.folder and settings.folder / name for name in ("draws", "warmup"))
-        self.draws = Recorder(
-            chains, settings.num_samples, position.device, algorithm.num_steps * settings.thinning, draws
-        )
-        saved = settings.warmup_steps if settings.save_warmup else 0
-        self.warmup_draws = Recorder(chains, saved, position.device, algorithm.num_steps, warmup)
-        self._in_window = torch.zeros(chains, dtype=torch.long, device=position.device)
-        self._in_warmup = torch.zeros_like(self._in_window)
-        self._diverged = torch.zeros_like(self._in_window)
-        quiet = torch.zeros(chains, dtype=torch.bool, device=position.device)
+        folder = settings.folder / "draws" if settings.folder is not None else None
+        thinning = self.warmup.num_steps * settings.thinning
+        self.draws = Recorder(chains, settings.num_samples, device, thinning, folder)
+        self._diverged = torch.zeros(chains, dtype=torch.long, device=device)
         # Raised since the last draw; where every transition makes one, they would only cost time.
-        self._alarms = dict.fromkeys(_ALARMS, quiet) if self.draws.thinning > 1 else {}
-        self._divergences = Divergences.start(position)
-        self._moved = torch.zeros_like(self._in_window)
-        self._target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=position.device)
-        self._acceptance = torch.zeros_like(self._target)
+        self._alarms = dict.fromkeys(_ALARMS, self._diverged > 0) if thinning > 1 else {}
+        self._acceptance = torch.zeros_like(step_size)
         self._ticks = 0  # in this window
         self._pending: Any = None  # the randomness of the rest of the block
         self.concerns: list[str] = []
@@ -135,7 +83,6 @@ class Run:
             self._traceable, self.concerns = compiled.plain, compiled.reasons
         self._program: Program | None = None
         self._state: State
-        self._mass = ChainMass.start(position)
         self._enter_window(position)
 
     # -- what a caller may ask between blocks ------------------------------------------------------------------------
@@ -143,12 +90,12 @@ class Run:
     @property
     def num_chains(self) -> int:
         """Number of chains."""
-        return self._in_window.shape[0]
+        return self._diverged.shape[0]
 
     @property
     def warming_up(self) -> bool:
         """Whether the run is still in its warm-up."""
-        return self._window < len(self._windows)
+        return not self.warmup.over
 
     @property
     def finished(self) -> bool:
@@ -158,10 +105,9 @@ class Run:
     @property
     def transitions(self) -> int:
         """Mean number of transitions so far, out of `warmup_steps + num_samples * thinning`."""
-        num_steps = self.algorithm.num_steps
-        warmup = self._in_warmup.clamp(max=num_steps * self.settings.warmup_steps).double().mean()
         most = self.settings.num_samples * self.draws.thinning
-        return int((warmup + self.draws.transitions.clamp(max=most).double().mean()) / num_steps)
+        sampled = self.draws.transitions.clamp(max=most).double().mean() / self.warmup.num_steps
+        return int(self.warmup.transitions.clamp(max=self.settings.warmup_steps).double().mean() + sampled)
 
     @property
     def position(self) -> Tensor:
@@ -184,14 +130,13 @@ class Run:
         return self._diverged
 
     @property
-    def num_moved(self) -> Tensor:
-        """How often each chain was left behind in the warm-up, and moved to where another was, `(chains,)`."""
-        return self._moved
-
-    @property
-    def target_acceptance(self) -> float:
-        """The acceptance probability that the step size has adapted to."""
-        return float(self._target)
+    def learned(self) -> dict[str, float]:
+        """What the warm-up has made of how far a draw goes: the argument that would have said so, by name."""
+        if self.algorithm.learns == "num_steps":
+            return {"num_steps": self.warmup.num_steps}
+        if self.algorithm.learns == "trajectory_length":
+            return {"trajectory_length": float(self._parameters().trajectory_length)}
+        return {}
 
     @property
     def rung(self) -> str:
@@ -205,8 +150,7 @@ class Run:
 
         An exception, Ctrl-C included, leaves the run as it was before.
         """
-        before = vars(self).copy()
-        draws, warmup_draws = self.draws.transitions, self.warmup_draws.transitions
+        before = [(part, vars(part).copy()) for part in (self, self.draws, *self.warmup.parts)]
         random_state = self.generator.get_state()
         try:
             if self._pending is None:
@@ -217,8 +161,8 @@ class Run:
             if self._pending is None and self.warming_up:
                 self._end_window_if_due()
         except BaseException:
-            vars(self).update(before)
-            self.draws.transitions, self.warmup_draws.transitions = draws, warmup_draws
+            for part, attributes in before:
+                vars(part).update(attributes)
             self.generator.set_state(random_state)
             raise
 
@@ -230,8 +174,8 @@ class Run:
     def _block_length(self) -> int:
         """Ticks until the counters should be looked at again: a function of the run's state, so that runs repeat."""
         if self.warming_up:
-            made = self._in_window
-            missing = max(self._windows[self._window].length - int(made.median()), 1) * _WINDOW_SHARE
+            made = self.warmup.in_window
+            missing = max(self.warmup.missing, 1) * _WINDOW_SHARE
         else:
             made = self.draws.transitions
             missing = self.settings.num_samples * self.draws.thinning - int(made.min())
@@ -244,10 +188,10 @@ class Run:
 
     def _tick(self, carry: Any, randomness: Any, constants: Any) -> tuple[Any, Any]:
         """One tick, as a function of tensors: what a program repeats."""
-        (state, adaptation, unkept, alarms), (metric, target, warming_up, adapting, thinning) = carry, constants
+        (state, adaptation, unkept, alarms), (metric, target, stage, adapting, thinning) = carry, constants
         randomness, minibatch = randomness
         density = whiten(metric, at_minibatch(self._traceable, minibatch))
-        parameters = self.algorithm.parameters(adaptation, warming_up)
+        parameters = self.algorithm.parameters(adaptation, stage)
         new_state, info = self.algorithm.step(density, state, randomness, parameters)
         ended = info.done.any()  # until then there is nothing to learn or to say
         # A chain that is lost, or diverges wherever it goes, rejects in every tick: it would ruin the pool.
@@ -267,8 +211,9 @@ class Run:
 
     def _part_of_block(self) -> None:
         thinning = 1 if self.warming_up else self.draws.thinning
-        settings = (self.warming_up, self.warming_up and self.settings.adapt_step_size, thinning)
-        constants = (self.metric, self._target, *(torch.tensor(each, device=self._target.device) for each in settings))
+        settings = (self.warming_up and self.settings.adapt_step_size, thinning)
+        settled = (torch.tensor(each, device=self._acceptance.device) for each in settings)
+        constants = (self.metric, self.warmup.target, self._stage(), *settled)
         carry = (self._state, self._adaptation, self.draws.transitions % thinning, self._alarms)
         if self._program is None:
             self._program = self._make_program(carry, pytree.tree_map(lambda x: x[0], self._pending), constants)
@@ -280,6 +225,12 @@ class Run:
         self._ticks += ticks
         self._record(done, said)
 
+    def _stage(self) -> Stage:
+        return Stage(torch.tensor(self.warming_up, device=self._acceptance.device), self.warmup.reach)
+
+    def _parameters(self) -> Any:
+        return self.algorithm.parameters(self._adaptation, self._stage())
+
     def _make_program(self, carry: Any, randomness: Any, constants: Any) -> Program:
         if self.settings.compile == "no":
             return EagerProgram(self._tick)
@@ -289,71 +240,36 @@ class Run:
 
     def _record(self, done: Tensor, said: dict[str, Tensor]) -> None:
         """Take in which chains ended a transition in a block, `(ticks, chains)`, and what they say where it is kept."""
-        unwhiten = {"position": self.metric.to_position}
-        if not self.warming_up:
-            kept = self.draws.record(done, said, unwhiten)
-            (ticks,) = kept.any(-1).nonzero(as_tuple=True)  # few, where chains are thinned
-            kept = kept[ticks]
-            self._diverged = self._diverged + (kept & said["diverging"][ticks]).sum(0)
-            self._acceptance = _mean_where(kept, said["acceptance_rate"][ticks], self._acceptance)
+        if self.warming_up:
+            self._acceptance = _mean_where(done, said["acceptance_rate"], self._acceptance)
+            self.warmup.record(done, said, self.metric, self._adaptation)
             return
-        ended = done.sum(0)
-        self._acceptance = _mean_where(done, said["acceptance_rate"], self._acceptance)
-        self._in_window = self._in_window + ended
-        self._in_warmup = self._in_warmup + ended
-        if self.settings.save_warmup:
-            self.warmup_draws.record(done, said, unwhiten)
-        if self._windows[self._window].renews_metric:
-            lp, diverging, whitened = said["lp"], said["diverging"], said["position"]
-            # A chain that needs shorter steps than the others is on its way to the bulk, or lost.
-            usual = self._adaptation.step_sizes == self._adaptation.step_size
-            sound = done & torch.isfinite(lp) & ~diverging & usual
-            sound = sound & (lp > _implausible(lp[sound], whitened.shape[-1]))
-            self._estimator = self._estimator.update(self.metric.to_position(whitened[sound]))
-            if not self.algorithm.structured:  # the bound is that of densities over reals
-                self._mass = self._mass.update(done, lp, whitened)
-            diverging = diverging & ~said["non_finite"]  # which shorter steps would not mend
-            self._divergences = self._divergences.update(done, said["step_size"], diverging)
+        kept = self.draws.record(done, said, {"position": self.metric.to_position})
+        (ticks,) = kept.any(-1).nonzero(as_tuple=True)  # few, where chains are thinned
+        kept = kept[ticks]
+        self._diverged = self._diverged + (kept & said["diverging"][ticks]).sum(0)
+        self._acceptance = _mean_where(kept, said["acceptance_rate"][ticks], self._acceptance)
 
     def _end_window_if_due(self) -> None:
-        """Windows end by the *median* count, so that no chain waits, and no lost one hurries the others.
-
-        The last one lets every chain make its transitions.
-        """
-        window, last = self._windows[self._window], self._window == len(self._windows) - 1
-        due = int(self._in_window.median()) >= window.length
-        if last:
-            due = due and int(self._in_warmup.min()) >= self.algorithm.num_steps * self.settings.warmup_steps
-        if not due:
+        if not self.warmup.due:
             return
-        position = self.position
+        position, same_scale = self.position, True
+        changes = self.settings.adapt_step_size or self.warmup.window.renews_metric
         if self.settings.adapt_step_size:
             self._adaptation = self._adaptation.settled()
-        same_scale = True
-        if window.renews_metric:
-            left_behind = self._mass.left_behind()
-            position = self._bring_along(position, left_behind)
-            if self._window >= max(2, len(self._windows) - 3):  # the last two windows with a metric, to judge by
-                self._target = self._divergences.raised(self._target, ~left_behind)
-            old, self.metric = self.metric, self._estimator.metric()
+        if self.warmup.window.renews_metric:
+            old, (self.metric, position) = self.metric, self.warmup.learn(position, self.generator)
             ratio = (self.metric.variances / old.variances).log().abs()
             same_scale = bool(ratio.max() < _SAME_SCALE)
             if type(self.metric) is not type(old):
                 self._program = None  # another kind of metric makes another program
-        self._window += 1
-        if self.settings.adapt_step_size or window.renews_metric:
+        self.warmup.next_window(position)
+        if self.warmup.over and self.draws.thinning != self.warmup.num_steps * self.settings.thinning:
+            self.draws.thin(self.warmup.num_steps * self.settings.thinning)
+        if changes:
             self._enter_window(position, same_scale)
-        else:  # nothing has changed, and chains go on as they are
-            self._in_window, self._ticks = torch.zeros_like(self._in_window), 0
-
-    def _bring_along(self, position: Tensor, left_behind: Tensor) -> Tensor:
-        """Put each chain that is left behind where one that is not has come to."""
-        number, there = int(left_behind.sum()), (~left_behind).nonzero().flatten()
-        if not number:
-            return position
-        chosen = torch.randint(len(there), (number,), generator=self.generator, device=there.device)
-        self._moved = self._moved + left_behind
-        return position.index_put((left_behind,), position[there[chosen]])
+        else:  # chains go on as they are
+            self._ticks = 0
 
     def _enter_window(self, position: Tensor, same_scale: bool = False) -> None:
         """Start fresh trajectories at `position`, with the present metric; while adapting, with a new step size."""
@@ -366,23 +282,18 @@ class Run:
                 momentum = normal(whitened.shape, whitened, self.generator)
                 step_size = reasonable_step_size(density, whitened, momentum, step_size)
             self._adaptation = self._adaptation.restarted(step_size, same_scale=same_scale)
-        if self.warming_up and self._windows[self._window].renews_metric:
-            self._estimator = self._no_draws
-        self._mass = ChainMass.start(position)
-        self._divergences = Divergences.start(position)
-        self._in_window, self._ticks = torch.zeros_like(self._in_window), 0
-        warming_up = torch.tensor(self.warming_up, device=position.device)
+        self._ticks = 0
         self._state = self.algorithm.init(
             density,
             whitened,
-            self.algorithm.parameters(self._adaptation, warming_up),
+            self._parameters(),
             self.algorithm.draw_randomness(whitened, self.generator),
         )
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    _SAVED = ("_window", "_in_window", "_in_warmup", "_diverged", "_moved", "_target", "_acceptance", "_ticks")
-    _TREES = ("metric", "_adaptation", "_estimator", "_mass", "_divergences", "_state", "_alarms")
+    _SAVED = ("_diverged", "_acceptance", "_ticks")
+    _TREES = ("metric", "_adaptation", "_state", "_alarms")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next block depends on, and the draws: tensors and numbers only."""
@@ -392,13 +303,13 @@ class Run:
             "pending": pytree.tree_leaves(self._pending) if self._pending is not None else [],
             "metric_kind": type(self.metric).__name__,
             "draws": self.draws.state_dict(),
-            "warmup_draws": self.warmup_draws.state_dict(),
+            "warmup": self.warmup.state_dict(),
             "random_state": self.generator.get_state(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved; the run goes on from there."""
-        device = self._in_window.device
+        device = self._diverged.device
         for name in self._SAVED:
             value = saved[name.lstrip("_")]
             setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
@@ -412,7 +323,7 @@ class Run:
         like = self._draw_randomness(self._state.position)
         self._pending = pytree.tree_unflatten(pending, pytree.tree_structure(like)) if pending else None
         self.draws.load_state_dict(saved["draws"])
-        self.warmup_draws.load_state_dict(saved["warmup_draws"])
+        self.warmup.load_state_dict(saved["warmup"], self._state.position)
         self.generator.set_state(saved["random_state"].cpu())
 
 
@@ -425,18 +336,6 @@ def _mean_where(mask: Tensor, values: Tensor, otherwise: Tensor) -> Tensor:
     """The mean of the values in the mask, `()`; something else if there is none."""
     count = mask.sum()
     return torch.where(count > 0, torch.where(mask, values, 0).sum() / count, otherwise)
-
-
-def _implausible(lp: Tensor, dim: int) -> Tensor:
-    """The log density below which a draw is on its way to the bulk, or lost, and says nothing of its shape.
-
-    In the bulk, log densities spread by about `√(dim / 2)` around their median, more where tails are heavy.
-    """
-    if not len(lp):
-        return lp.new_tensor(-torch.inf)
-    median = lp.median()
-    spread = (lp - median).abs().median().clamp(min=(dim / 2) ** 0.5)
-    return median - _FAR * spread
 
 
 # What only the adaptation needs to know.

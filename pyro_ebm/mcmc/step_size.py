@@ -15,8 +15,9 @@ _SHRINKAGE, _STABILITY, _FORGETTING = 0.05, 10.0, 0.75
 _MAX_DOUBLINGS = 60
 # A chain below this acceptance does not move: it is where the density is broken, or the step far too long for it.
 _NEVER_ACCEPTS = 1e-3
-# Transitions in a row in which a chain may accept nothing before its own step is shortened.
-_PATIENCE = 3
+# Transitions in a row in which a chain may accept nothing before its own step is shortened: three, or as many as the
+# target leaves this chance of if nothing is wrong.
+_PATIENCE, _CHANCE = 3, 0.08
 # The share of chains that must have tried a step size before it is judged.
 _QUORUM = 0.75
 
@@ -112,13 +113,14 @@ class DualAveraging(NamedTuple):
             target: what to adapt to.
             delayed: whether what follows a transition that ends has begun before this update, with the present ε.
         """
-        counted = done & ~self.stale & (self.failures <= _PATIENCE)
+        patience = (math.log(_CHANCE) / torch.log1p(-torch.as_tensor(target))).ceil().clamp(min=_PATIENCE)
+        counted = done & ~self.stale & (self.failures <= patience)
         failures = torch.where(acceptance > _NEVER_ACCEPTS, self.failures - 1, self.failures + 1)
         failures = torch.where(done, failures.clamp(0, _MAX_DOUBLINGS), self.failures)
         acceptance_sum = self.acceptance_sum + torch.where(counted, acceptance, 0)
         transitions = self.transitions + counted
         reporting = transitions > 0
-        eligible = (failures <= _PATIENCE).sum()
+        eligible = (failures <= patience).sum()
         full = (reporting.sum() >= _QUORUM * eligible) & reporting.any()
         means = acceptance_sum / transitions.clamp(min=1)
         moving = reporting & (means > _NEVER_ACCEPTS)
@@ -131,7 +133,7 @@ class DualAveraging(NamedTuple):
         decay = count**-_FORGETTING
         updated = DualAveraging(
             log_step_size=log_step,
-            step_sizes=_step_sizes(log_step, failures),
+            step_sizes=_step_sizes(log_step, failures - patience),
             log_average=decay * log_step + (1 - decay) * self.log_average,
             centre=self.centre,
             error=error,
@@ -142,7 +144,7 @@ class DualAveraging(NamedTuple):
             failures=failures,
         )
         waiting = self._replace(
-            step_sizes=_step_sizes(self.log_step_size, failures),
+            step_sizes=_step_sizes(self.log_step_size, failures - patience),
             acceptance_sum=acceptance_sum,
             transitions=transitions,
             stale=self.stale & ~done,
@@ -171,8 +173,8 @@ class DualAveraging(NamedTuple):
         return self.log_step_size.exp()
 
 
-def _step_sizes(log_step_size: Tensor, failures: Tensor) -> Tensor:
-    return log_step_size.exp() * 0.5 ** (failures - _PATIENCE).clamp(min=0)
+def _step_sizes(log_step_size: Tensor, halvings: Tensor) -> Tensor:
+    return log_step_size.exp() * 0.5 ** halvings.clamp(min=0)
 
 
 class FixedStepSize(NamedTuple):

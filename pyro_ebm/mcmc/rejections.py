@@ -1,0 +1,80 @@
+"""Whether steps fail too often in a window of the warm-up, and what acceptance to aim at then."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Where more than one in 500 transitions of a window diverge, and more than a few, the distance of the target acceptance
+# from one shrinks as many times as they are too many, within bounds.
+_MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
+# Likewise where chains are stuck for more than this share of the time: sampling, which takes the same steps everywhere,
+# would leave them there.
+_MUCH_STUCK, _STUCK_SHRINKAGE = 0.01, 0.5
+# Transitions whose steps are so many times the average in the window do not count: adaptation tries such steps, but
+# sampling will not take them.
+_MUCH_LONGER = 2.0
+# A chain that fails more often than this is lost, and says nothing of the others' steps.
+_LOST = 0.5
+
+
+class Rejections(NamedTuple):
+    """Counts of what each chain makes of the steps that it is given.
+
+    Attributes:
+        made: how many transitions, `()`.
+        step_sum: the sum of their step sizes, `()`.
+        judged: how many had steps that sampling may take, `(chains,)`.
+        diverged: how many of these diverged, `(chains,)`.
+        looks: at how many times chains were looked at, `()`.
+        stuck: at how many of these they were stuck, `(chains,)`.
+    """
+
+    made: Tensor
+    step_sum: Tensor
+    judged: Tensor
+    diverged: Tensor
+    looks: Tensor
+    stuck: Tensor
+
+    @classmethod
+    def start(cls, position: Tensor) -> Rejections:
+        """No transitions yet, of chains like `position` `(chains, dim)`."""
+        none = torch.zeros(len(position), dtype=torch.long, device=position.device)
+        return cls(none.sum(), position.new_zeros(()), none, none, none.sum(), none)
+
+    def update(self, done: Tensor, step_size: Tensor, diverging: Tensor, stuck: Tensor) -> Rejections:
+        """Take in a block.
+
+        Args:
+            done: which transitions ended in it, `(ticks, chains)`.
+            step_size: theirs, `(ticks, chains)`.
+            diverging: which diverged, `(ticks, chains)`.
+            stuck: which chains are at its end where they move by steps shorter than usual only, `(chains,)`.
+        """
+        made = self.made + done.sum()
+        step_sum = self.step_sum + torch.where(done, step_size, 0).sum()
+        judged = done & (step_size <= _MUCH_LONGER * step_sum / made.clamp(min=1))
+        diverged = self.diverged + (judged & diverging).sum(0)
+        return Rejections(made, step_sum, self.judged + judged.sum(0), diverged, self.looks + 1, self.stuck + stuck)
+
+    def raised(self, target: Tensor, chains: Tensor) -> Tensor:
+        """The target acceptance `()` to aim at after these transitions of some chains, `(chains,)`."""
+        shrinkage = min(
+            _shrinkage(self.diverged, self.judged, chains, _MANY_DIVERGE, _MOST_SHRINKAGE),
+            _shrinkage(self.stuck, self.looks.expand_as(self.stuck), chains, _MUCH_STUCK, _STUCK_SHRINKAGE),
+        )
+        return (
+            target
+            if shrinkage == 1
+            else torch.maximum(target, (1 - shrinkage * (1 - target)).clamp(max=_GREATEST_TARGET))
+        )
+
+
+def _shrinkage(failed: Tensor, tried: Tensor, chains: Tensor, usual: float, most: float) -> float:
+    """What the distance of the target from one is multiplied by, for so many failures of those tried, `(chains,)`."""
+    chains = chains & (failed / tried.clamp(min=1) < _LOST)
+    failures, trials = (int(each[chains].sum()) for each in (failed, tried))
+    return max(usual * trials / failures, most) if failures >= _FEWEST and failures > usual * trials else 1.0

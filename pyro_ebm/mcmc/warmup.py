@@ -1,0 +1,194 @@
+"""The warm-up: windows of transitions, and what a run learns from them beside its step size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.chain_mass import ChainMass
+from pyro_ebm.mcmc.covariance import MetricEstimator, PooledVariance
+from pyro_ebm.mcmc.metric import Metric
+from pyro_ebm.mcmc.protocols import Adaptation
+from pyro_ebm.mcmc.reach import Reach
+from pyro_ebm.mcmc.recorder import Recorder
+from pyro_ebm.mcmc.rejections import Rejections
+from pyro_ebm.mcmc.settings import RunSettings
+from pyro_ebm.mcmc.windows import Window, warmup_windows
+
+# A log density so many median deviations below the median is not one of the bulk.
+_FAR = 10.0
+
+
+class Warmup:
+    """Counts the transitions of each window, and learns the metric, the target acceptance and the reach of a draw.
+
+    Args:
+        algorithm: the sampler.
+        position: where the chains start, `(chains, dim)`.
+        settings: those of the run.
+
+    Attributes:
+        num_steps: how many steps make a draw in the present window.
+        in_window: steps that each chain has made in it, `(chains,)`.
+        target: the acceptance probability that the step size adapts to, `()`.
+        reach: how many times as far as usual a draw goes from the one before it, `()`.
+        moved: how often each chain was left behind, and moved to where another was, `(chains,)`.
+        draws: the recorder of the draws.
+    """
+
+    def __init__(self, algorithm: Algorithm, position: Tensor, settings: RunSettings) -> None:
+        self._algorithm, self._settings = algorithm, settings
+        chains, device = len(position), position.device
+        self._windows = warmup_windows(settings.warmup_steps, chains, adapt_metric=settings.adapt_metric)
+        self._window = 0
+        self._before = torch.zeros(chains, dtype=torch.long, device=device)  # transitions in the windows before
+        self.target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=device)
+        self.reach = torch.ones_like(self.target)
+        self.moved = torch.zeros_like(self._before)
+        self._no_draws: MetricEstimator = settings.estimator or PooledVariance.start(torch.zeros_like(position[0]))
+        self._begin_window(position)
+        saved = settings.warmup_steps if settings.save_warmup else 0
+        folder = settings.folder / "warmup" if settings.folder is not None else None
+        self.draws = Recorder(chains, saved, device, self.num_steps, folder)
+
+    def _begin_window(self, position: Tensor) -> None:
+        usual = self._algorithm.num_steps
+        self.num_steps = max(1, round(usual * float(self.reach))) if self._algorithm.learns == "num_steps" else usual
+        self.in_window = torch.zeros_like(self._before)
+        self._estimator = self._no_draws
+        self._mass, self._rejections = ChainMass.start(position), Rejections.start(position)
+        self._reach: Reach | None = None
+        if not self.over and self.window.renews_metric and self._algorithm.learns is not None:
+            self._reach = Reach(self._algorithm.learns, position, self.window.length, self.num_steps)
+
+    @property
+    def parts(self) -> list[object]:
+        """This and its recorders: their attributes are what changes, beside rows that no count covers yet."""
+        return [self, self.draws, *([self._reach.draws] if self._reach is not None else [])]
+
+    @property
+    def over(self) -> bool:
+        """Whether all windows have ended."""
+        return self._window == len(self._windows)
+
+    @property
+    def window(self) -> Window:
+        """The present window."""
+        return self._windows[self._window]
+
+    @property
+    def transitions(self) -> Tensor:
+        """How many each chain has made in the warm-up, `(chains,)`."""
+        return self._before + self.in_window // self.num_steps
+
+    @property
+    def missing(self) -> int:
+        """How many steps are left in this window, as the median chain goes; it may go on for others."""
+        return self.num_steps * self.window.length - int(self.in_window.median())
+
+    @property
+    def due(self) -> bool:
+        """Whether the window shall end.
+
+        Windows end by the *median* count, so that no chain waits, and no lost one hurries the others. The last one lets
+        every chain make its transitions.
+        """
+        last = self._window == len(self._windows) - 1
+        return self.missing <= 0 and not (last and int(self.transitions.min()) < self._settings.warmup_steps)
+
+    def record(self, done: Tensor, said: dict[str, Tensor], metric: Metric, adaptation: Adaptation) -> None:
+        """Take in which chains ended a step in a block, `(ticks, chains)`, and what they say of it."""
+        self.in_window = self.in_window + done.sum(0)
+        if self._settings.save_warmup:
+            self.draws.record(done, said, {"position": metric.to_position})
+        if not self.window.renews_metric:
+            return
+        lp, diverging, whitened = said["lp"], said["diverging"], said["position"]
+        # A chain that needs shorter steps than the others is on its way to the bulk, or lost.
+        stuck = adaptation.step_sizes < adaptation.step_size
+        sound = done & torch.isfinite(lp) & ~diverging & ~stuck
+        sound = sound & (lp > _implausible(lp[sound], whitened.shape[-1]))
+        self._estimator = self._estimator.update(metric.to_position(whitened[sound]))
+        if not self._algorithm.structured:  # the bound is that of densities over reals
+            self._mass = self._mass.update(done, lp, whitened)
+        diverging = diverging & ~said["non_finite"]  # which shorter steps would not mend
+        self._rejections = self._rejections.update(done, said["step_size"], diverging, stuck)
+        if self._reach is not None:
+            self._reach.record(done, whitened, metric)
+
+    def learn(self, position: Tensor, generator: Generator) -> tuple[Metric, Tensor]:
+        """At the end of a window that renews the metric, the new one, and where chains go on, `(chains, dim)`.
+
+        Args:
+            position: where they are.
+            generator: chooses where those that were left behind go on.
+        """
+        left_behind = self._mass.left_behind()
+        if self._window >= max(2, len(self._windows) - 3):  # the last two windows with a metric, to judge by
+            self.target = self._rejections.raised(self.target, ~left_behind)
+        if self._reach is not None:
+            self.reach = self._reach.renewed(self.reach)
+        return self._estimator.metric(), self._bring_along(position, left_behind, generator)
+
+    def _bring_along(self, position: Tensor, left_behind: Tensor, generator: Generator) -> Tensor:
+        """Put each chain that is left behind where one that is not has come to."""
+        number, there = int(left_behind.sum()), (~left_behind).nonzero().flatten()
+        if not number:
+            return position
+        chosen = torch.randint(len(there), (number,), generator=generator, device=there.device)
+        self.moved = self.moved + left_behind
+        return position.index_put((left_behind,), position[there[chosen]])
+
+    def next_window(self, position: Tensor) -> None:
+        """Go on to the next window, with chains at `position`, `(chains, dim)`."""
+        self._before, self._window = self.transitions, self._window + 1
+        self._begin_window(position)
+        if self.num_steps != self.draws.thinning:
+            self.draws.thin(self.num_steps)
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    _SAVED = ("_window", "_before", "in_window", "target", "reach", "moved")
+    _TREES = ("_estimator", "_mass", "_rejections")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers."""
+        return {
+            **{name.lstrip("_"): getattr(self, name) for name in self._SAVED},
+            **{name.lstrip("_"): pytree.tree_leaves(getattr(self, name)) for name in self._TREES},
+            "draws": self.draws.state_dict(),
+            "window_draws": self._reach.state_dict() if self._reach is not None else {},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], position: Tensor) -> None:
+        """Restore what `state_dict` saved, with chains at `position`, `(chains, dim)`."""
+        device = position.device
+        for name in self._SAVED:
+            value = saved[name.lstrip("_")]
+            setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
+        in_window = self.in_window
+        self._begin_window(position)
+        self.in_window = in_window
+        for name in self._TREES:
+            leaves = [leaf.to(device) for leaf in saved[name.lstrip("_")]]
+            setattr(self, name, pytree.tree_unflatten(leaves, pytree.tree_structure(getattr(self, name))))
+        self.draws.load_state_dict(saved["draws"])
+        if self._reach is not None:
+            self._reach.load_state_dict(saved["window_draws"])
+
+
+def _implausible(lp: Tensor, dim: int) -> Tensor:
+    """The log density below which a draw is on its way to the bulk, or lost, and says nothing of its shape.
+
+    In the bulk, log densities spread by about `√(dim / 2)` around their median, more where tails are heavy.
+    """
+    if not len(lp):
+        return lp.new_tensor(-torch.inf)
+    median = lp.median()
+    spread = (lp - median).abs().median().clamp(min=(dim / 2) ** 0.5)
+    return median - _FAR * spread
