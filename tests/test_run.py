@@ -31,6 +31,7 @@ from kernel_cases import (
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+import pyro_ebm.mcmc.warmup
 from pyro_ebm import DoubleWell, QuadraticEnergy, correlated_gaussian
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
@@ -412,10 +413,23 @@ METRIC_CASES = [
     *((sampler, "low_rank") for sampler in (HMC_NUM_STEPS, CHEES)),
     (NUTS, "chosen"),
 ]
+# These learn how far a draw goes, from a window of sixty draws.
+LEARNING = [
+    SamplerCase(
+        "mala_learning",
+        lambda: langevin_algorithm(metropolis=True, target_accept_prob=0.574, num_steps=2, learns="num_steps"),
+        leapfrogs=False,
+    ),
+    SamplerCase("hmc_learning", lambda: hmc_algorithm(trajectory_length=0.3, learns="trajectory_length")),
+]
+LONGER = RunSettings(num_samples=8, warmup_steps=80, save_warmup=True)
 parametrize_metrics = pytest.mark.parametrize(
     ("sampler", "settings"),
-    [(sampler, replace(REPEATED, **masses(kind, 3))) for sampler, kind in METRIC_CASES],
-    ids=[f"{sampler.name}-{kind}" for sampler, kind in METRIC_CASES],
+    [
+        *((sampler, replace(REPEATED, **masses(kind, 3))) for sampler, kind in METRIC_CASES),
+        *((sampler, LONGER) for sampler in LEARNING),
+    ],
+    ids=[*(f"{sampler.name}-{kind}" for sampler, kind in METRIC_CASES), *(sampler.name for sampler in LEARNING)],
 )
 
 
@@ -424,6 +438,26 @@ def well_run(sampler: SamplerCase, settings: RunSettings, *, seed: int = 1, wrap
     log_density = log_density_of(DoubleWell(3, 1.0).double())
     start = randn(2, 5, 3).clamp(-1.5, 1.5)
     return make_run(wrap(log_density) if wrap else log_density, start, settings, algorithm=sampler.make(), seed=seed)
+
+
+@parametrize(LEARNING, "sampler")
+def test_draws_go_further_where_chains_remember(sampler: SamplerCase) -> None:
+    """As many steps, or as long a trajectory, are taken as the run says that it has learned."""
+    run = finish(well_run(sampler, LONGER))
+    assert float(run.warmup.reach) > 1.5
+    twin = sampler.make()
+    ((name, value),) = run.learned.items()
+    assert value == pytest.approx(
+        getattr(twin, name, 0.3) * float(run.warmup.reach), abs=0.5 if name == "num_steps" else 1e-9
+    )
+    assert run.draws.draws()["position"].shape == (5, 8, 3)
+    assert run.warmup.draws.draws()["position"].shape == (5, 80, 3)
+    assert run.transitions == 88
+    if name == "num_steps":
+        assert int(run.draws.transitions.min()) == 8 * value
+    else:
+        steps = 0.5 * 0.3 * float(run.warmup.reach) / float(run.step_size)
+        assert float(run.draws.draws()["n_steps"].double().mean()) > steps
 
 
 @parametrize([*SAMPLERS, ULA], "sampler")
@@ -443,7 +477,14 @@ def reloaded(run: Run, fresh: Run) -> Run:
     return fresh
 
 
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samplers that learn how far draws go do so within a window of sixty draws already."""
+    monkeypatch.setattr(pyro_ebm.mcmc.warmup, "_FIRST_STRETCH", 24)
+
+
 @parametrize_metrics
+@pytest.mark.usefixtures("short_stretches")
 def test_a_saved_run_goes_on_as_if_never_stopped(sampler: SamplerCase, settings: RunSettings) -> None:
     """Saved after random parts of blocks, after the first and the last, within a block, at every end of a window."""
     whole, parts, ends, within = well_run(sampler, settings), 0, {0}, set()
@@ -506,9 +547,12 @@ class Interrupting:
 def snapshot(run: Run) -> dict[str, Any]:
     """What a run has to say of itself, copied."""
     saved = run.state_dict()
-    for at, recorder in ((saved, run.draws), (saved["warmup"], run.warmup.draws)):
+    recorders = [(saved, "draws", run.draws), (saved["warmup"], "draws", run.warmup.draws)]
+    if run.warmup._reach is not None:
+        recorders.append((saved["warmup"], "stretch_draws", run.warmup._reach.draws))
+    for part, name, recorder in recorders:
         draws = {key: value for key, value in recorder.draws().items() if value.numel()}
-        at["draws"] = {"transitions": at["draws"]["transitions"], **draws}  # buffers may hold what is not counted
+        part[name] = {"transitions": part[name]["transitions"], **draws}  # buffers may hold what is not counted
     return copy.deepcopy(saved)
 
 
@@ -526,6 +570,7 @@ def assert_same_snapshot(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no")], ids=["ctrl_c", "error"])
 @parametrize_metrics
+@pytest.mark.usefixtures("short_stretches")
 def test_an_exception_leaves_the_run_as_before_the_block(
     sampler: SamplerCase, settings: RunSettings, error: BaseException
 ) -> None:

@@ -9,11 +9,11 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from pyro_ebm.mcmc.metric import Metric
 from pyro_ebm.mcmc.recorder import Recorder
@@ -21,11 +21,11 @@ from pyro_ebm.mcmc.recorder import Recorder
 Learns = Literal["num_steps", "trajectory_length"]
 # So many times as far as usual a draw may go: a thousand steps or so, as in a full tree of NUTS.
 _FURTHEST: dict[Learns, float] = {"num_steps": 32.0, "trajectory_length": 8.0}
-# What is looked at of a window: so many chains and draws of each, and so many coordinates, spread over all.
-_CHAINS, _DRAWS, _COORDINATES = 64, 1000, 64
-# A draw shall count for a third of an independent one; one window's draws change its reach by a factor of four at most,
-# and fewer draws than these not at all.
-_WANTED, _MOST_CHANGE, _FEWEST = 3.0, 4.0, 20
+# What is looked at: so many chains and so many coordinates, spread over all, after each quarter of a draw's steps.
+_CHAINS, _COORDINATES, _FINEST = 64, 64, 4
+# A draw shall count for a third of an independent one. It goes at most four times as far as before, and no further
+# where there are fewer draws to judge by than these; those on the way back are limited by how fine they are.
+_WANTED, _MOST_GROWTH, _FEWEST = 3.0, 4.0, 20
 
 
 def autocorrelation_time(draws: Tensor) -> Tensor:
@@ -51,41 +51,42 @@ def autocorrelation_time(draws: Tensor) -> Tensor:
 
 
 class Reach:
-    """Learns, from the draws of a window, how far those of the next shall go.
+    """Learns, from the draws of a stretch of the warm-up, how far those that follow shall go.
 
     Args:
         learns: what makes them go further.
-        position: where the chains are, `(chains, dim)`.
-        num_draws: that each chain makes in the window, if no fewer.
+        shape: `(chains, dim)`.
+        device: where the chains are.
+        num_draws: how many draws of each chain tell enough.
         num_steps: steps that make a draw.
     """
 
-    def __init__(self, learns: Learns, position: Tensor, num_draws: int, num_steps: int) -> None:
-        chains, dim = position.shape
+    def __init__(self, learns: Learns, shape: Size, device: torch.device, num_draws: int, num_steps: int) -> None:
+        chains, dim = shape
         self._furthest = _FURTHEST[learns]
-        self._coordinates = torch.linspace(0, dim - 1, min(dim, _COORDINATES), device=position.device).long()
-        self.draws = Recorder(min(chains, _CHAINS), min(num_draws, _DRAWS), position.device, num_steps)
+        self._coordinates = torch.linspace(0, dim - 1, min(dim, _COORDINATES), device=device).long()
+        interval = math.ceil(num_steps / _FINEST)
+        self._per_draw = num_steps / interval
+        self.draws = Recorder(min(chains, _CHAINS), int(num_draws * self._per_draw), device, interval)
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are as many draws of each chain as tell enough."""
+        return int(self.draws.counts.min()) >= self.draws.num_draws
 
     def record(self, done: Tensor, whitened: Tensor, metric: Metric) -> None:
         """Take in the steps of a block that are `done`, `(ticks, chains)`, with positions `(ticks, chains, dim)`."""
         chains = slice(len(self.draws.transitions))
-        some = {"position": whitened[:, chains]}
-        self.draws.record(
-            done[:, chains], some, {"position": lambda rows: metric.to_position(rows)[..., self._coordinates]}
-        )
+
+        def coordinates(rows: Tensor) -> Tensor:
+            return metric.to_position(rows)[..., self._coordinates]
+
+        self.draws.record(done[:, chains], {"position": whitened[:, chains]}, {"position": coordinates})
 
     def renewed(self, reach: Tensor) -> Tensor:
-        """How many times as far as usual a draw shall go, `()`, where in this window it was `reach`, `()`."""
+        """How many times as far as usual a draw shall go, `()`, where these went `reach` times as far, `()`."""
         draws = self.draws.draws()
-        if not draws or draws["position"].shape[1] < _FEWEST:
+        if not draws or draws["position"].shape[1] < _FEWEST * self._per_draw:
             return reach
-        change = autocorrelation_time(draws["position"]).max() / _WANTED
-        return (reach * change.to(reach).clamp(1 / _MOST_CHANGE, _MOST_CHANGE)).clamp(1, self._furthest)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The draws so far."""
-        return self.draws.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` saved."""
-        self.draws.load_state_dict(state)
+        memory = autocorrelation_time(draws["position"]).max() / self._per_draw
+        return (reach * (memory.to(reach) / _WANTED).clamp(max=_MOST_GROWTH)).clamp(1, self._furthest)

@@ -73,7 +73,7 @@ class Run:
         # Raised since the last draw; where every transition makes one, they would only cost time.
         self._alarms = dict.fromkeys(_ALARMS, self._diverged > 0) if thinning > 1 else {}
         self._acceptance = torch.zeros_like(step_size)
-        self._ticks = 0  # in this window
+        self._ticks = self._ended = 0  # in this window: of all chains together, and transitions that ended in them
         self._pending: Any = None  # the randomness of the rest of the block
         self.concerns: list[str] = []
         self._log_density = self._traceable = log_density
@@ -159,6 +159,7 @@ class Run:
                 self._pending = self._draw_randomness(ahead)
             self._part_of_block()
             if self._pending is None and self.warming_up:
+                self.warmup.go_further()
                 self._end_window_if_due()
         except BaseException:
             for part, attributes in before:
@@ -174,14 +175,11 @@ class Run:
     def _block_length(self) -> int:
         """Ticks until the counters should be looked at again: a function of the run's state, so that runs repeat."""
         if self.warming_up:
-            made = self.warmup.in_window
             missing = max(self.warmup.missing, 1) * _WINDOW_SHARE
         else:
-            made = self.draws.transitions
-            missing = self.settings.num_samples * self.draws.thinning - int(made.min())
-        ticks_to_transition = (
-            self._ticks * len(made) / max(int(made.sum()), 1) if self._ticks else self.algorithm.usual_ticks
-        )
+            missing = self.settings.num_samples * self.draws.thinning - int(self.draws.transitions.min())
+        usual = self.algorithm.usual_ticks
+        ticks_to_transition = self._ticks * self.num_chains / max(self._ended, 1) if self._ticks else usual
         numbers = self._state.position.numel() + sum(each.subsample_size for each in self.settings.subsamples)
         most = min(_MOST_TICKS, max(1, _MOST_NUMBERS // numbers))
         return max(1, min(int(missing * ticks_to_transition) + 1, most))
@@ -222,7 +220,7 @@ class Run:
         randomness = pytree.tree_map(lambda x: x[:ticks], self._pending)
         (self._state, self._adaptation, _, self._alarms), (done, said) = self._program(carry, randomness, constants)
         self._pending = pytree.tree_map(lambda x: x[ticks:], self._pending) if ticks < ahead else None
-        self._ticks += ticks
+        self._ticks, self._ended = self._ticks + ticks, self._ended + int(done.sum())
         self._record(done, said)
 
     def _stage(self) -> Stage:
@@ -263,13 +261,13 @@ class Run:
             same_scale = bool(ratio.max() < _SAME_SCALE)
             if type(self.metric) is not type(old):
                 self._program = None  # another kind of metric makes another program
-        self.warmup.next_window(position)
+        self.warmup.next_window()
         if self.warmup.over and self.draws.thinning != self.warmup.num_steps * self.settings.thinning:
             self.draws.thin(self.warmup.num_steps * self.settings.thinning)
         if changes:
             self._enter_window(position, same_scale)
         else:  # chains go on as they are
-            self._ticks = 0
+            self._ticks = self._ended = 0
 
     def _enter_window(self, position: Tensor, same_scale: bool = False) -> None:
         """Start fresh trajectories at `position`, with the present metric; while adapting, with a new step size."""
@@ -282,7 +280,7 @@ class Run:
                 momentum = normal(whitened.shape, whitened, self.generator)
                 step_size = reasonable_step_size(density, whitened, momentum, step_size)
             self._adaptation = self._adaptation.restarted(step_size, same_scale=same_scale)
-        self._ticks = 0
+        self._ticks = self._ended = 0
         self._state = self.algorithm.init(
             density,
             whitened,
@@ -292,7 +290,7 @@ class Run:
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    _SAVED = ("_diverged", "_acceptance", "_ticks")
+    _SAVED = ("_diverged", "_acceptance", "_ticks", "_ended")
     _TREES = ("metric", "_adaptation", "_state", "_alarms")
 
     def state_dict(self) -> dict[str, Any]:
@@ -323,7 +321,7 @@ class Run:
         like = self._draw_randomness(self._state.position)
         self._pending = pytree.tree_unflatten(pending, pytree.tree_structure(like)) if pending else None
         self.draws.load_state_dict(saved["draws"])
-        self.warmup.load_state_dict(saved["warmup"], self._state.position)
+        self.warmup.load_state_dict(saved["warmup"])
         self.generator.set_state(saved["random_state"].cpu())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,10 @@ from pyro_ebm.mcmc.rejections import Rejections
 from pyro_ebm.mcmc.settings import RunSettings
 from pyro_ebm.mcmc.windows import Window, warmup_windows
 
+# Draws of each chain that tell how far the next shall go, first; then twice as many, and so on until the window ends.
+_FIRST_STRETCH = 64
+# Transitions are counted in parts, one for each of their steps.
+_ROUNDING = 1e-6
 # A log density so many median deviations below the median is not one of the bulk.
 _FAR = 10.0
 
@@ -33,8 +38,8 @@ class Warmup:
         settings: those of the run.
 
     Attributes:
-        num_steps: how many steps make a draw in the present window.
-        in_window: steps that each chain has made in it, `(chains,)`.
+        num_steps: how many steps make a draw at present.
+        in_window: transitions that each chain has made in the present window, with parts of one, `(chains,)`.
         target: the acceptance probability that the step size adapts to, `()`.
         reach: how many times as far as usual a draw goes from the one before it, `()`.
         moved: how often each chain was left behind, and moved to where another was, `(chains,)`.
@@ -43,28 +48,31 @@ class Warmup:
 
     def __init__(self, algorithm: Algorithm, position: Tensor, settings: RunSettings) -> None:
         self._algorithm, self._settings = algorithm, settings
-        chains, device = len(position), position.device
-        self._windows = warmup_windows(settings.warmup_steps, chains, adapt_metric=settings.adapt_metric)
+        self._shape, device = position.shape, position.device
+        self._windows = warmup_windows(settings.warmup_steps, len(position), adapt_metric=settings.adapt_metric)
         self._window = 0
-        self._before = torch.zeros(chains, dtype=torch.long, device=device)  # transitions in the windows before
+        self._before = torch.zeros(len(position), dtype=torch.long, device=device)  # transitions in earlier windows
         self.target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=device)
-        self.reach = torch.ones_like(self.target)
+        self.reach, self.num_steps = torch.ones_like(self.target), algorithm.num_steps
         self.moved = torch.zeros_like(self._before)
-        self._no_draws: MetricEstimator = settings.estimator or PooledVariance.start(torch.zeros_like(position[0]))
-        self._begin_window(position)
         saved = settings.warmup_steps if settings.save_warmup else 0
         folder = settings.folder / "warmup" if settings.folder is not None else None
-        self.draws = Recorder(chains, saved, device, self.num_steps, folder)
+        self.draws = Recorder(len(position), saved, device, self.num_steps, folder)
+        self._no_draws: MetricEstimator = settings.estimator or PooledVariance.start(torch.zeros_like(position[0]))
+        self._begin_window()
 
-    def _begin_window(self, position: Tensor) -> None:
-        usual = self._algorithm.num_steps
-        self.num_steps = max(1, round(usual * float(self.reach))) if self._algorithm.learns == "num_steps" else usual
-        self.in_window = torch.zeros_like(self._before)
+    def _begin_window(self) -> None:
+        nowhere = self.target.new_zeros(()).expand(self._shape)
+        self.in_window = torch.zeros(len(self._before), dtype=torch.double, device=self._before.device)
         self._estimator = self._no_draws
-        self._mass, self._rejections = ChainMass.start(position), Rejections.start(position)
-        self._reach: Reach | None = None
-        if not self.over and self.window.renews_metric and self._algorithm.learns is not None:
-            self._reach = Reach(self._algorithm.learns, position, self.window.length, self.num_steps)
+        self._mass, self._rejections = ChainMass.start(nowhere), Rejections.start(nowhere)
+        self._begin_stretch(_FIRST_STRETCH)
+
+    def _begin_stretch(self, length: int) -> None:
+        self._stretch, self._reach = length, None
+        learns = self._algorithm.learns
+        if learns is not None and not self.over and self.window.renews_metric:
+            self._reach = Reach(learns, self._shape, self._before.device, length, self.num_steps)
 
     @property
     def parts(self) -> list[object]:
@@ -84,12 +92,12 @@ class Warmup:
     @property
     def transitions(self) -> Tensor:
         """How many each chain has made in the warm-up, `(chains,)`."""
-        return self._before + self.in_window // self.num_steps
+        return self._before + (self.in_window + _ROUNDING).long()
 
     @property
     def missing(self) -> int:
         """How many steps are left in this window, as the median chain goes; it may go on for others."""
-        return self.num_steps * self.window.length - int(self.in_window.median())
+        return math.ceil(self.num_steps * (self.window.length - float(self.in_window.median()) - _ROUNDING))
 
     @property
     def due(self) -> bool:
@@ -103,7 +111,7 @@ class Warmup:
 
     def record(self, done: Tensor, said: dict[str, Tensor], metric: Metric, adaptation: Adaptation) -> None:
         """Take in which chains ended a step in a block, `(ticks, chains)`, and what they say of it."""
-        self.in_window = self.in_window + done.sum(0)
+        self.in_window = self.in_window + done.sum(0) / self.num_steps
         if self._settings.save_warmup:
             self.draws.record(done, said, {"position": metric.to_position})
         if not self.window.renews_metric:
@@ -121,6 +129,19 @@ class Warmup:
         if self._reach is not None:
             self._reach.record(done, whitened, metric)
 
+    def go_further(self) -> None:
+        """Where enough draws tell how far the next shall go, let them."""
+        if self._reach is not None and self._reach.enough:
+            self._renew_reach(self._reach)
+            self._begin_stretch(2 * self._stretch)
+
+    def _renew_reach(self, learned: Reach) -> None:
+        self.reach = learned.renewed(self.reach)
+        if self._algorithm.learns == "num_steps":
+            self.num_steps = max(1, round(self._algorithm.num_steps * float(self.reach)))
+        if self.num_steps != self.draws.thinning:
+            self.draws.thin(self.num_steps)
+
     def learn(self, position: Tensor, generator: Generator) -> tuple[Metric, Tensor]:
         """At the end of a window that renews the metric, the new one, and where chains go on, `(chains, dim)`.
 
@@ -132,7 +153,7 @@ class Warmup:
         if self._window >= max(2, len(self._windows) - 3):  # the last two windows with a metric, to judge by
             self.target = self._rejections.raised(self.target, ~left_behind)
         if self._reach is not None:
-            self.reach = self._reach.renewed(self.reach)
+            self._renew_reach(self._reach)
         return self._estimator.metric(), self._bring_along(position, left_behind, generator)
 
     def _bring_along(self, position: Tensor, left_behind: Tensor, generator: Generator) -> Tensor:
@@ -144,16 +165,14 @@ class Warmup:
         self.moved = self.moved + left_behind
         return position.index_put((left_behind,), position[there[chosen]])
 
-    def next_window(self, position: Tensor) -> None:
-        """Go on to the next window, with chains at `position`, `(chains, dim)`."""
+    def next_window(self) -> None:
+        """Go on to the next window."""
         self._before, self._window = self.transitions, self._window + 1
-        self._begin_window(position)
-        if self.num_steps != self.draws.thinning:
-            self.draws.thin(self.num_steps)
+        self._begin_window()
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    _SAVED = ("_window", "_before", "in_window", "target", "reach", "moved")
+    _SAVED = ("_window", "_before", "in_window", "target", "reach", "num_steps", "moved")
     _TREES = ("_estimator", "_mass", "_rejections")
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,24 +181,23 @@ class Warmup:
             **{name.lstrip("_"): getattr(self, name) for name in self._SAVED},
             **{name.lstrip("_"): pytree.tree_leaves(getattr(self, name)) for name in self._TREES},
             "draws": self.draws.state_dict(),
-            "window_draws": self._reach.state_dict() if self._reach is not None else {},
+            "stretch": self._stretch,
+            "stretch_draws": self._reach.draws.state_dict() if self._reach is not None else {},
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any], position: Tensor) -> None:
-        """Restore what `state_dict` saved, with chains at `position`, `(chains, dim)`."""
-        device = position.device
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        device = self._before.device
         for name in self._SAVED:
             value = saved[name.lstrip("_")]
             setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
-        in_window = self.in_window
-        self._begin_window(position)
-        self.in_window = in_window
         for name in self._TREES:
             leaves = [leaf.to(device) for leaf in saved[name.lstrip("_")]]
             setattr(self, name, pytree.tree_unflatten(leaves, pytree.tree_structure(getattr(self, name))))
         self.draws.load_state_dict(saved["draws"])
+        self._begin_stretch(saved["stretch"])
         if self._reach is not None:
-            self._reach.load_state_dict(saved["window_draws"])
+            self._reach.draws.load_state_dict(saved["stretch_draws"])
 
 
 def _implausible(lp: Tensor, dim: int) -> Tensor:
