@@ -31,7 +31,7 @@ from kernel_cases import (
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-import pyro_ebm.mcmc.warmup
+import pyro_ebm.mcmc.reach
 from pyro_ebm import DoubleWell, QuadraticEnergy, correlated_gaussian
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
@@ -444,11 +444,11 @@ def well_run(sampler: SamplerCase, settings: RunSettings, *, seed: int = 1, wrap
 def test_draws_go_further_where_chains_remember(sampler: SamplerCase) -> None:
     """As many steps, or as long a trajectory, are taken as the run says that it has learned."""
     run = finish(well_run(sampler, LONGER))
-    assert float(run.warmup.reach) > 1.5
+    assert float(run.warmup.reach.value) > 1.5
     twin = sampler.make()
     ((name, value),) = run.learned.items()
     assert value == pytest.approx(
-        getattr(twin, name, 0.3) * float(run.warmup.reach), abs=0.5 if name == "num_steps" else 1e-9
+        getattr(twin, name, 0.3) * float(run.warmup.reach.value), abs=0.5 if name == "num_steps" else 1e-9
     )
     assert run.draws.draws()["position"].shape == (5, 8, 3)
     assert run.warmup.draws.draws()["position"].shape == (5, 80, 3)
@@ -456,7 +456,7 @@ def test_draws_go_further_where_chains_remember(sampler: SamplerCase) -> None:
     if name == "num_steps":
         assert int(run.draws.transitions.min()) == 8 * value
     else:
-        steps = 0.5 * 0.3 * float(run.warmup.reach) / float(run.step_size)
+        steps = 0.5 * 0.3 * float(run.warmup.reach.value) / float(run.step_size)
         assert float(run.draws.draws()["n_steps"].double().mean()) > steps
 
 
@@ -480,7 +480,7 @@ def reloaded(run: Run, fresh: Run) -> Run:
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samplers that learn how far draws go do so within a window of sixty draws already."""
-    monkeypatch.setattr(pyro_ebm.mcmc.warmup, "_FIRST_STRETCH", 24)
+    monkeypatch.setattr(pyro_ebm.mcmc.reach, "_FIRST_STRETCH", 24)
 
 
 @parametrize_metrics
@@ -547,12 +547,11 @@ class Interrupting:
 def snapshot(run: Run) -> dict[str, Any]:
     """What a run has to say of itself, copied."""
     saved = run.state_dict()
-    recorders = [(saved, "draws", run.draws), (saved["warmup"], "draws", run.warmup.draws)]
-    if run.warmup._reach is not None:
-        recorders.append((saved["warmup"], "stretch_draws", run.warmup._reach.draws))
-    for part, name, recorder in recorders:
+    warmup = saved["warmup"]
+    recorders = ((saved, run.draws), (warmup, run.warmup.draws), (warmup["reach"], run.warmup.reach._draws))
+    for part, recorder in recorders:
         draws = {key: value for key, value in recorder.draws().items() if value.numel()}
-        part[name] = {"transitions": part[name]["transitions"], **draws}  # buffers may hold what is not counted
+        part["draws"] = {"transitions": part["draws"]["transitions"], **draws}  # buffers may hold what is not counted
     return copy.deepcopy(saved)
 
 

@@ -10,10 +10,11 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from pyro_ebm.mcmc.metric import Metric
 from pyro_ebm.mcmc.recorder import Recorder
@@ -23,9 +24,14 @@ Learns = Literal["num_steps", "trajectory_length"]
 _FURTHEST: dict[Learns, float] = {"num_steps": 32.0, "trajectory_length": 8.0}
 # What is looked at: so many chains and so many coordinates, spread over all, after each quarter of a draw's steps.
 _CHAINS, _COORDINATES, _FINEST = 64, 64, 4
-# A draw shall count for a third of an independent one. It goes at most four times as far as before, and no further
-# where there are fewer draws to judge by than these; those on the way back are limited by how fine they are.
-_WANTED, _MOST_GROWTH, _FEWEST = 3.0, 4.0, 20
+# So many draws of each chain tell enough, at first; then twice as many, and so on until the window ends. Fewer than
+# the fewest tell nothing.
+_FIRST_STRETCH, _FEWEST = 64, 20
+# A draw shall count for a third of an independent one; it goes at most so many times as far as before.
+_WANTED = 3.0
+_MOST_GROWTH: dict[Learns, float] = {"num_steps": 4.0, "trajectory_length": 2.0}
+# Longer trajectories whose steps are worth so much less are too long.
+_DEARER = 1.2
 
 
 def autocorrelation_time(draws: Tensor) -> Tensor:
@@ -51,42 +57,95 @@ def autocorrelation_time(draws: Tensor) -> Tensor:
 
 
 class Reach:
-    """Learns, from the draws of a stretch of the warm-up, how far those that follow shall go.
+    """Learns, from stretches of the warm-up, how far a draw shall go.
+
+    More steps of a local sampler never waste any. Longer trajectories may: so in each window they start from what is
+    usual, grow as long as their steps stay worth as much, and go back by one where these do not.
 
     Args:
-        learns: what makes them go further.
-        shape: `(chains, dim)`.
-        device: where the chains are.
-        num_draws: how many draws of each chain tell enough.
-        num_steps: steps that make a draw.
+        learns: what makes draws go further; if nothing, they go as far as usual.
+        usual_steps: the steps that make a draw, usually.
+        position: where the chains are, `(chains, dim)`.
+
+    Attributes:
+        value: how many times as far as usual a draw goes, `()`.
+        num_steps: the steps that make a draw.
     """
 
-    def __init__(self, learns: Learns, shape: Size, device: torch.device, num_draws: int, num_steps: int) -> None:
-        chains, dim = shape
-        self._furthest = _FURTHEST[learns]
-        self._coordinates = torch.linspace(0, dim - 1, min(dim, _COORDINATES), device=device).long()
-        interval = math.ceil(num_steps / _FINEST)
-        self._per_draw = num_steps / interval
-        self.draws = Recorder(min(chains, _CHAINS), int(num_draws * self._per_draw), device, interval)
+    def __init__(self, learns: Learns | None, usual_steps: int, position: Tensor) -> None:
+        self._learns, self._usual_steps, self._shape = learns, usual_steps, position.shape
+        self.value, self.num_steps = position.new_ones(()), usual_steps
+        self.begin_window()
+
+    def begin_window(self) -> None:
+        """Start anew, in a window that will learn: the metric has changed, and chains may have been moved."""
+        if self._learns == "trajectory_length":
+            self.value = torch.ones_like(self.value)
+        self._furthest = _FURTHEST[self._learns] if self._learns is not None else 1.0
+        self._best, self._price = 1.0, math.inf
+        self._begin_stretch(_FIRST_STRETCH)
+
+    def _begin_stretch(self, length: int) -> None:
+        self._stretch, chains = length, min(self._shape[0], _CHAINS)
+        self._draws = Recorder(chains, int(length * self._per_draw), self.value.device, self._interval)
 
     @property
-    def enough(self) -> bool:
-        """Whether there are as many draws of each chain as tell enough."""
-        return int(self.draws.counts.min()) >= self.draws.num_draws
+    def _interval(self) -> int:
+        """Steps between two draws that are looked at."""
+        return math.ceil(self.num_steps / _FINEST)
+
+    @property
+    def _per_draw(self) -> float:
+        """How many are looked at for each draw."""
+        return self.num_steps / self._interval
+
+    @property
+    def parts(self) -> list[object]:
+        """This and its recorder: their attributes are what changes."""
+        return [self, self._draws]
 
     def record(self, done: Tensor, whitened: Tensor, metric: Metric) -> None:
         """Take in the steps of a block that are `done`, `(ticks, chains)`, with positions `(ticks, chains, dim)`."""
-        chains = slice(len(self.draws.transitions))
+        if self._learns is None:
+            return
+        chains = slice(len(self._draws.transitions))
+        some = torch.linspace(0, self._shape[1] - 1, min(self._shape[1], _COORDINATES), device=done.device).long()
+        finish = {"position": lambda rows: metric.to_position(rows)[..., some]}
+        self._draws.record(done[:, chains], {"position": whitened[:, chains]}, finish)
 
-        def coordinates(rows: Tensor) -> Tensor:
-            return metric.to_position(rows)[..., self._coordinates]
+    def renew(self, *, at_once: bool = False) -> None:
+        """Between blocks, where there are as many draws as tell enough, or the window ends: let the next go so far."""
+        if self._learns is None or not (at_once or int(self._draws.counts.min()) >= self._draws.num_draws):
+            return
+        draws = self._draws.draws()
+        if draws and draws["position"].shape[1] >= _FEWEST * self._per_draw:
+            memory = float(autocorrelation_time(draws["position"]).max()) / self._per_draw
+            self.value = torch.full_like(self.value, self._next(self._learns, float(self.value), memory))
+        if self._learns == "num_steps":
+            self.num_steps = max(1, round(self._usual_steps * float(self.value)))
+        self._begin_stretch(2 * self._stretch)
 
-        self.draws.record(done[:, chains], {"position": whitened[:, chains]}, {"position": coordinates})
+    def _next(self, learns: Learns, value: float, memory: float) -> float:
+        """How far draws go that went `value` times as far as usual, and remember one another for `memory` draws."""
+        price = value * memory
+        if learns == "trajectory_length" and value > self._best and price > _DEARER * self._price:
+            self._furthest = self._best
+        elif price < self._price or value > self._best:
+            self._best, self._price = value, price
+        return min(max(1.0, value * min(memory / _WANTED, _MOST_GROWTH[learns])), self._furthest)
 
-    def renewed(self, reach: Tensor) -> Tensor:
-        """How many times as far as usual a draw shall go, `()`, where these went `reach` times as far, `()`."""
-        draws = self.draws.draws()
-        if not draws or draws["position"].shape[1] < _FEWEST * self._per_draw:
-            return reach
-        memory = autocorrelation_time(draws["position"]).max() / self._per_draw
-        return (reach * (memory.to(reach) / _WANTED).clamp(max=_MOST_GROWTH)).clamp(1, self._furthest)
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    _SAVED = ("value", "num_steps", "_stretch", "_furthest", "_best", "_price")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers."""
+        return {**{name.lstrip("_"): getattr(self, name) for name in self._SAVED}, "draws": self._draws.state_dict()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        for name in self._SAVED:
+            value = saved[name.lstrip("_")]
+            setattr(self, name, value.to(self.value.device) if isinstance(value, Tensor) else value)
+        self._begin_stretch(self._stretch)
+        self._draws.load_state_dict(saved["draws"])

@@ -224,7 +224,7 @@ class Run:
         self._record(done, said)
 
     def _stage(self) -> Stage:
-        return Stage(torch.tensor(self.warming_up, device=self._acceptance.device), self.warmup.reach)
+        return Stage(torch.tensor(self.warming_up, device=self._acceptance.device), self.warmup.reach.value)
 
     def _parameters(self) -> Any:
         return self.algorithm.parameters(self._adaptation, self._stage())

@@ -21,8 +21,6 @@ from pyro_ebm.mcmc.rejections import Rejections
 from pyro_ebm.mcmc.settings import RunSettings
 from pyro_ebm.mcmc.windows import Window, warmup_windows
 
-# Draws of each chain that tell how far the next shall go, first; then twice as many, and so on until the window ends.
-_FIRST_STRETCH = 64
 # Transitions are counted in parts, one for each of their steps.
 _ROUNDING = 1e-6
 # A log density so many median deviations below the median is not one of the bulk.
@@ -38,10 +36,9 @@ class Warmup:
         settings: those of the run.
 
     Attributes:
-        num_steps: how many steps make a draw at present.
         in_window: transitions that each chain has made in the present window, with parts of one, `(chains,)`.
         target: the acceptance probability that the step size adapts to, `()`.
-        reach: how many times as far as usual a draw goes from the one before it, `()`.
+        reach: how far a draw goes from the one before it.
         moved: how often each chain was left behind, and moved to where another was, `(chains,)`.
         draws: the recorder of the draws.
     """
@@ -53,11 +50,11 @@ class Warmup:
         self._window = 0
         self._before = torch.zeros(len(position), dtype=torch.long, device=device)  # transitions in earlier windows
         self.target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=device)
-        self.reach, self.num_steps = torch.ones_like(self.target), algorithm.num_steps
+        self.reach = Reach(algorithm.learns, algorithm.num_steps, position)
         self.moved = torch.zeros_like(self._before)
         saved = settings.warmup_steps if settings.save_warmup else 0
         folder = settings.folder / "warmup" if settings.folder is not None else None
-        self.draws = Recorder(len(position), saved, device, self.num_steps, folder)
+        self.draws = Recorder(len(position), saved, device, algorithm.num_steps, folder)
         self._no_draws: MetricEstimator = settings.estimator or PooledVariance.start(torch.zeros_like(position[0]))
         self._begin_window()
 
@@ -66,23 +63,21 @@ class Warmup:
         self.in_window = torch.zeros(len(self._before), dtype=torch.double, device=self._before.device)
         self._estimator = self._no_draws
         self._mass, self._rejections = ChainMass.start(nowhere), Rejections.start(nowhere)
-        self._begin_stretch(_FIRST_STRETCH)
-
-    def _begin_stretch(self, length: int) -> None:
-        self._stretch, self._reach = length, None
-        learns = self._algorithm.learns
-        if learns is not None and not self.over and self.window.renews_metric:
-            self._reach = Reach(learns, self._shape, self._before.device, length, self.num_steps)
 
     @property
     def parts(self) -> list[object]:
         """This and its recorders: their attributes are what changes, beside rows that no count covers yet."""
-        return [self, self.draws, *([self._reach.draws] if self._reach is not None else [])]
+        return [self, self.draws, *self.reach.parts]
 
     @property
     def over(self) -> bool:
         """Whether all windows have ended."""
         return self._window == len(self._windows)
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps make a draw at present."""
+        return self.reach.num_steps
 
     @property
     def window(self) -> Window:
@@ -126,19 +121,11 @@ class Warmup:
             self._mass = self._mass.update(done, lp, whitened)
         diverging = diverging & ~said["non_finite"]  # which shorter steps would not mend
         self._rejections = self._rejections.update(done, said["step_size"], diverging, stuck)
-        if self._reach is not None:
-            self._reach.record(done, whitened, metric)
+        self.reach.record(done, whitened, metric)
 
-    def go_further(self) -> None:
-        """Where enough draws tell how far the next shall go, let them."""
-        if self._reach is not None and self._reach.enough:
-            self._renew_reach(self._reach)
-            self._begin_stretch(2 * self._stretch)
-
-    def _renew_reach(self, learned: Reach) -> None:
-        self.reach = learned.renewed(self.reach)
-        if self._algorithm.learns == "num_steps":
-            self.num_steps = max(1, round(self._algorithm.num_steps * float(self.reach)))
+    def go_further(self, *, at_once: bool = False) -> None:
+        """Where the draws so far tell how far the next shall go, let them; at once, however few they are."""
+        self.reach.renew(at_once=at_once)
         if self.num_steps != self.draws.thinning:
             self.draws.thin(self.num_steps)
 
@@ -152,8 +139,7 @@ class Warmup:
         left_behind = self._mass.left_behind()
         if self._window >= max(2, len(self._windows) - 3):  # the last two windows with a metric, to judge by
             self.target = self._rejections.raised(self.target, ~left_behind)
-        if self._reach is not None:
-            self._renew_reach(self._reach)
+        self.go_further(at_once=True)
         return self._estimator.metric(), self._bring_along(position, left_behind, generator)
 
     def _bring_along(self, position: Tensor, left_behind: Tensor, generator: Generator) -> Tensor:
@@ -169,10 +155,12 @@ class Warmup:
         """Go on to the next window."""
         self._before, self._window = self.transitions, self._window + 1
         self._begin_window()
+        if not self.over and self.window.renews_metric:
+            self.reach.begin_window()
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    _SAVED = ("_window", "_before", "in_window", "target", "reach", "num_steps", "moved")
+    _SAVED = ("_window", "_before", "in_window", "target", "moved")
     _TREES = ("_estimator", "_mass", "_rejections")
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,8 +169,7 @@ class Warmup:
             **{name.lstrip("_"): getattr(self, name) for name in self._SAVED},
             **{name.lstrip("_"): pytree.tree_leaves(getattr(self, name)) for name in self._TREES},
             "draws": self.draws.state_dict(),
-            "stretch": self._stretch,
-            "stretch_draws": self._reach.draws.state_dict() if self._reach is not None else {},
+            "reach": self.reach.state_dict(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -195,9 +182,7 @@ class Warmup:
             leaves = [leaf.to(device) for leaf in saved[name.lstrip("_")]]
             setattr(self, name, pytree.tree_unflatten(leaves, pytree.tree_structure(getattr(self, name))))
         self.draws.load_state_dict(saved["draws"])
-        self._begin_stretch(saved["stretch"])
-        if self._reach is not None:
-            self._reach.draws.load_state_dict(saved["stretch_draws"])
+        self.reach.load_state_dict(saved["reach"])
 
 
 def _implausible(lp: Tensor, dim: int) -> Tensor:
