@@ -72,8 +72,9 @@ def test_one_chain_follows_the_published_recursion() -> None:
 
 @pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize(("chains", "stuck"), [(6, 0), (8, 0), (8, 1), (8, 3), (8, 6), (1, 1)])
+@pytest.mark.parametrize(("target", "patience"), [(0.8, 3), (0.234, 10)])
 def test_many_chains_make_one_update_when_three_quarters_of_them_have_reported(
-    chains: int, stuck: int, delayed: bool
+    target: float, patience: int, chains: int, stuck: int, delayed: bool
 ) -> None:
     """With the mean over chains of the mean of each.
 
@@ -81,7 +82,7 @@ def test_many_chains_make_one_update_when_three_quarters_of_them_have_reported(
     chain that has often in a row accepted nothing: it has shorter steps of its own, and the others do not wait for it.
     """
     ours = DualAveraging.start(float64(1.0), chains)
-    plain = PlainDualAveraging(1.0, float(ours.centre), 0.8)
+    plain = PlainDualAveraging(1.0, float(ours.centre), target)
     acceptance = 0.002 + 0.998 * torch.rand(300, chains, generator=generator(1), dtype=torch.float64)
     acceptance[:200, :stuck] = 0.0005  # what accepts less than a thousandth accepts nothing; then it finds its way
     done = torch.rand(300, chains, generator=generator(2)) < 0.3
@@ -90,25 +91,25 @@ def test_many_chains_make_one_update_when_three_quarters_of_them_have_reported(
     failures, most_failures = [0] * chains, 0
     num_updates, num_stale = 0, 0
     for row, ended in zip(acceptance, done, strict=True):
-        ours = ours.update(torch.where(ended, row, math.nan), ended, 0.8, delayed=delayed)
+        ours = ours.update(torch.where(ended, row, math.nan), ended, target, delayed=delayed)
         updates_so_far = num_updates
         for chain in ended.nonzero().flatten().tolist():
             accepted = float(row[chain])
             stale = delayed and began_with[chain] < num_updates
-            if not stale and failures[chain] <= 3:
+            if not stale and failures[chain] <= patience:
                 waiting.setdefault(chain, []).append(accepted)
             num_stale += stale
             failures[chain] = min(60, failures[chain] + 1) if accepted < 1e-3 else max(0, failures[chain] - 1)
             began_with[chain] = updates_so_far  # the next one begins in this tick, before its update
         most_failures = max(most_failures, *failures)
-        if waiting and len(waiting) >= 0.75 * sum(number <= 3 for number in failures):
+        if waiting and len(waiting) >= 0.75 * sum(number <= patience for number in failures):
             means = [mean(each) for each in waiting.values()]
             moving = [each for each in means if each > 1e-3]
             plain.update(mean(moving if 2 * len(moving) >= len(means) else means))
             waiting, num_updates = {}, num_updates + 1
         assert float(ours.step_size) == pytest.approx(plain.step_size)
         assert float(ours.settled().step_size) == pytest.approx(plain.average)
-        own = [plain.step_size * 0.5 ** max(0, number - 3) for number in failures]
+        own = [plain.step_size * 0.5 ** max(0, number - patience) for number in failures]
         assert ours.step_sizes.tolist() == pytest.approx(own, rel=1e-9, abs=0)
     assert int(ours.num_updates) == num_updates > (20 if stuck < chains else 1)
     assert (num_stale > (20 if stuck < chains else 1)) == delayed
@@ -795,6 +796,30 @@ def test_recorder_keeps_the_first_draws_of_each_chain(num_draws: int, block: int
         assert draws["point"][chain, :, 1].tolist() == row[:least]
         assert bool((draws["point"][chain, :, 0] == chain).all())
         assert draws["flag"][chain].tolist() == [chain % 2 == tick % 2 for tick in row[:least]]
+
+
+@pytest.mark.parametrize("block", [1, 6])
+def test_a_recorder_thins_from_now_on(block: int) -> None:
+    """What was counted towards a next draw is dropped; chains go at their own pace."""
+    recorder = Recorder(4, 1000, torch.device("cpu"), 2)
+    expected: list[list[int]] = [[] for _ in range(4)]
+    for thinning, ticks in ((2, range(20)), (5, range(20, 50)), (1, range(50, 60))):
+        if recorder.thinning != thinning:
+            recorder.thin(thinning)
+        record_at_random(recorder, ticks, block)
+        for kept, row in zip(expected, recorded_at_random(ticks), strict=True):
+            kept += row[thinning - 1 :: thinning]
+    assert recorder.counts.tolist() == [len(row) for row in expected]
+    point = recorder.draws()["point"]
+    for chain, row in enumerate(expected):
+        assert point[chain, :, 1].tolist() == row[: point.shape[1]]
+    again = Recorder(4, 1000, torch.device("cpu"), 2)
+    again.load_state_dict(recorder.state_dict())
+    for each in (recorder, again):
+        record_at_random(each, range(60, 70), block)
+    assert again.thinning == 1
+    assert torch.equal(again.counts, recorder.counts)
+    assert torch.equal(again.draws()["point"], recorder.draws()["point"])
 
 
 def test_recorder_finishes_what_it_stores() -> None:

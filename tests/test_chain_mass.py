@@ -57,6 +57,12 @@ def test_a_chain_in_a_mode_without_mass_is_left_behind() -> None:
     assert mass_of(draws[:, 3:6], lp[:, 3:6]).left_behind().tolist() == [False] * 3  # too few chains
 
 
+def test_of_two_halves_the_one_without_mass_is() -> None:
+    draws, lp = normal(1, torch.ones(8).double())
+    lp[:, ::2] -= 1000
+    assert mass_of(draws, lp).left_behind().tolist() == [True, False] * 4
+
+
 def test_a_chain_that_has_come_to_the_others_is_not() -> None:
     draws, lp = normal(1, torch.ones(8).double())
     lp[:-1, 5] -= 1000
@@ -132,3 +138,24 @@ def test_a_chain_that_diverges_wherever_it_goes_raises_no_target() -> None:
     counts = Rejections.start(randn(1, 4, 5)).update(done, step_size, diverging, NOT_STUCK)
     assert counts.diverged.tolist() == [0, 0, 20, 0]
     assert float(counts.raised(torch.tensor(0.8), torch.ones(4, dtype=torch.bool))) == pytest.approx(0.8)
+
+
+def stuck_share(chains: list[int], blocks: int, target: float = 0.8) -> float:
+    """The target after a hundred blocks, at the end of some of which these of eight chains are stuck."""
+    done, step_size = torch.ones(5, 8, dtype=torch.bool), torch.ones(5, 8).double()
+    stuck = torch.zeros(8, dtype=torch.bool)
+    stuck[chains] = True
+    counts = Rejections.start(randn(1, 8, 5))
+    for block in range(100):
+        counts = counts.update(done, step_size, ~done, stuck & (block < blocks))
+    return float(counts.raised(torch.tensor(target, dtype=torch.float64), torch.ones(8, dtype=torch.bool)))
+
+
+def test_chains_that_are_stuck_for_long_raise_the_target() -> None:
+    """Eight of eight hundred looks are one in a hundred."""
+    assert stuck_share([3], 2) == 0.8  # no more than a few
+    assert stuck_share([3], 8) == 0.8
+    assert stuck_share([3], 12) == pytest.approx(1 - 8 / 12 * 0.2)
+    assert stuck_share([2, 3], 45) == pytest.approx(1 - 0.5 * 0.2)
+    assert stuck_share([3], 60) == 0.8  # it is lost
+    assert stuck_share([2, 3], 45, target=0.985) == pytest.approx(0.99)
