@@ -1,8 +1,12 @@
 """What every test starts from."""
 
+from typing import Any
+
 import pyro
 import pytest
 import torch
+
+from pyro_ebm._core.program.lowering import HANDLERS, UnsupportedError
 
 torch.set_num_threads(1)  # the tensors are small: threads would wait for one another
 
@@ -12,3 +16,13 @@ def _fresh_pyro() -> None:
     """An empty parameter store and a fixed seed."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture
+def no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A C program is given up for an operation that it does not know, such as a sort."""
+
+    def refuse(lowering: Any, n: Any, result: Any) -> Any:
+        raise UnsupportedError(n.target._schema.name)
+
+    monkeypatch.setitem(HANDLERS, "*", refuse)

@@ -17,7 +17,7 @@ Case = tuple[str, Callable[[Any], Any]]
 BITS = {"__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor"}
 BINARY = BITS | {
     *("add", "sub", "mul", "div", "maximum", "minimum", "clamp_min", "clamp_max", "fmod", "remainder", "atan2", "pow"),
-    *("hypot", "copysign"),
+    *("hypot", "copysign", "fmax", "fmin"),
     *(
         "__lshift__",
         "__rshift__",
@@ -87,7 +87,7 @@ def _binary(name: str) -> Iterator[Case]:
         lambda d: (d.e, d.e),
         lambda d: (d.one, d.s),
     ]
-    scalars = {"atan2", "hypot", "maximum", "minimum"}
+    scalars = {"atan2", "hypot", "maximum", "minimum", "fmax", "fmin"}
     for pair in pairs if name in ("add", "lt", "div") else [pairs[0], pairs[1 + hash_of(name) % (len(pairs) - 1)]]:
         yield name, lambda d, pair=pair: call(*pair(d))
     for number in () if name in scalars or name.startswith("logical") else (2, -1, 0.5, 3, 0):
@@ -145,6 +145,16 @@ def table() -> list[Case]:
     cases += [
         ("sum", lambda d: aten.sum(d.m, dtype=torch.float64)),
         ("mean", lambda d: aten.mean(d.j, dtype=d.m.dtype)),
+    ]
+    for order in (2, 1, 0, 3, 0.5, math.inf, -math.inf):
+        for case in (lambda d: (d.m.t(),), lambda d: (d.t, [0, -1], True), lambda d: (d.special, [0])):
+            cases.append(
+                ("linalg_vector_norm", lambda d, c=case, p=order: aten.linalg_vector_norm(c(d)[0], p, *c(d)[1:]))
+            )
+    cases += [
+        ("linalg_vector_norm", lambda d: aten.linalg_vector_norm(d.s)),
+        ("linalg_vector_norm", lambda d: aten.linalg_vector_norm(d.e, 2, [1])),
+        ("linalg_vector_norm", lambda d: aten.linalg_vector_norm(d.big, dtype=torch.float64)),
     ]
     for name in ("argmax", "argmin"):
         call = getattr(aten, name)

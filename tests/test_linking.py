@@ -64,7 +64,7 @@ def test_a_step_calls_the_function(all_are_long: list[str]) -> None:
         torch.testing.assert_close(program(carry, xs, scale), expected(carry, xs, scale))
 
 
-@pytest.mark.usefixtures("all_are_long")
+@pytest.mark.usefixtures("all_are_long", "no_callbacks")
 def test_steps_that_are_not_in_c_call_it_too() -> None:
     example = torch.randn(7, 5, dtype=torch.float64)
     compiled = CompiledFunction(lambda x: function(x, torch.ones(())), example)
@@ -97,7 +97,7 @@ def test_what_is_called_may_call() -> None:
     torch.testing.assert_close(ys[0], value + function(example + 1, torch.ones(()))[0])
 
 
-@pytest.mark.usefixtures("all_are_long")
+@pytest.mark.usefixtures("all_are_long", "no_callbacks")
 def test_inductor_calls_it_and_keeps_it() -> None:
     example = torch.randn(7, 5, dtype=torch.float64)
 

@@ -119,19 +119,22 @@ class Reach:
             return
         draws = self._draws.draws()
         if draws and draws["position"].shape[1] >= _FEWEST * self._per_draw:
-            memory = float(autocorrelation_time(draws["position"]).max()) / self._per_draw
-            self.value = torch.full_like(self.value, self._next(self._learns, float(self.value), memory))
+            self.value = torch.full_like(self.value, self._next(self._learns, draws["position"]))
         if self._learns == "num_steps":
             self.num_steps = max(1, round(self._usual_steps * float(self.value)))
         self._begin_stretch(2 * self._stretch)
 
-    def _next(self, learns: Learns, value: float, memory: float) -> float:
-        """How far draws go that went `value` times as far as usual, and remember one another for `memory` draws."""
-        price = value * memory
-        if learns == "trajectory_length" and value > self._best and price > _DEARER * self._price:
-            self._furthest = self._best
-        elif price < self._price or value > self._best:
-            self._best, self._price = value, price
+    def _next(self, learns: Learns, draws: Tensor) -> float:
+        """How many times as far as usual the draws that follow these go, `(chains, draws, dim)`."""
+        value, memory = float(self.value), float(autocorrelation_time(draws).max()) / self._per_draw
+        if learns == "trajectory_length":
+            # Of pieces of one length: what is seen of a long memory grows with the time for which it is looked at.
+            pieces = draws.unfold(1, min(draws.shape[1], _FIRST_STRETCH), _FIRST_STRETCH).flatten(0, 1).mT
+            price = value * float(autocorrelation_time(pieces).max())
+            if value > self._best and price > _DEARER * self._price:
+                self._furthest = self._best
+            elif price < self._price or value > self._best:
+                self._best, self._price = value, price
         return min(max(1.0, value * min(memory / _WANTED, _MOST_GROWTH[learns])), self._furthest)
 
     # -- saving ------------------------------------------------------------------------------------------------------

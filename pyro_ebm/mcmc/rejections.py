@@ -10,9 +10,9 @@ from torch import Tensor
 # Where more than one in 500 transitions of a window diverge, and more than a few, the distance of the target acceptance
 # from one shrinks as many times as they are too many, within bounds.
 _MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
-# Likewise where chains are stuck for more than this share of the time: sampling, which takes the same steps everywhere,
-# would leave them there.
-_MUCH_STUCK, _STUCK_SHRINKAGE = 0.01, 0.5
+# Likewise where chains are stuck for more than this share of the time: in sampling, which takes the same steps
+# everywhere, they stay there for ten times as long.
+_MUCH_STUCK, _FEWEST_STUCK, _STUCK_SHRINKAGE = 0.0005, 2, 0.5
 # Transitions whose steps are so many times the average in the window do not count: adaptation tries such steps, but
 # sampling will not take them.
 _MUCH_LONGER = 2.0
@@ -62,19 +62,17 @@ class Rejections(NamedTuple):
 
     def raised(self, target: Tensor, chains: Tensor) -> Tensor:
         """The target acceptance `()` to aim at after these transitions of some chains, `(chains,)`."""
+        looks = self.looks.expand_as(self.stuck)
         shrinkage = min(
-            _shrinkage(self.diverged, self.judged, chains, _MANY_DIVERGE, _MOST_SHRINKAGE),
-            _shrinkage(self.stuck, self.looks.expand_as(self.stuck), chains, _MUCH_STUCK, _STUCK_SHRINKAGE),
+            _shrinkage(self.diverged, self.judged, chains, _MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE),
+            _shrinkage(self.stuck, looks, chains, _MUCH_STUCK, _FEWEST_STUCK, _STUCK_SHRINKAGE),
         )
-        return (
-            target
-            if shrinkage == 1
-            else torch.maximum(target, (1 - shrinkage * (1 - target)).clamp(max=_GREATEST_TARGET))
-        )
+        raised = torch.maximum(target, (1 - shrinkage * (1 - target)).clamp(max=_GREATEST_TARGET))
+        return target if shrinkage == 1 else raised
 
 
-def _shrinkage(failed: Tensor, tried: Tensor, chains: Tensor, usual: float, most: float) -> float:
+def _shrinkage(failed: Tensor, tried: Tensor, chains: Tensor, usual: float, fewest: int, most: float) -> float:
     """What the distance of the target from one is multiplied by, for so many failures of those tried, `(chains,)`."""
     chains = chains & (failed / tried.clamp(min=1) < _LOST)
     failures, trials = (int(each[chains].sum()) for each in (failed, tried))
-    return max(usual * trials / failures, most) if failures >= _FEWEST and failures > usual * trials else 1.0
+    return max(usual * trials / failures, most) if failures >= fewest and failures > usual * trials else 1.0

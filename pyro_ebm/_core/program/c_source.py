@@ -14,7 +14,7 @@ from pyro_ebm._core.program.branches import guard_whole
 from pyro_ebm._core.program.carry import replace_carry
 from pyro_ebm._core.program.demand import guard_rows
 from pyro_ebm._core.program.inlining import inline_constants
-from pyro_ebm._core.program.linking import Linkable
+from pyro_ebm._core.program.linking import Callee
 from pyro_ebm._core.program.loops import Loop, LoopWriter, group
 from pyro_ebm._core.program.lowering import Lowering, UnsupportedError
 from pyro_ebm._core.program.pointwise import C_TYPES, PREAMBLE, literal
@@ -52,14 +52,16 @@ class CSource:
         arena_size: bytes of scratch memory.
         captured: tensors that the graph holds.
         choices: names of the nodes that select all or nothing, by one boolean.
-        linked: programs that it calls, whose `addresses` follow those of matrix products in `library`.
+        linked: programs and callbacks that it calls.
+        addresses: theirs, which follow those of matrix products in `library`.
     """
 
     text: str
     arena_size: int
     captured: tuple[Tensor, ...]
     choices: frozenset[str]
-    linked: tuple[Linkable, ...]
+    linked: tuple[Callee, ...]
+    addresses: tuple[int, ...]
 
 
 def write_source(
@@ -120,7 +122,8 @@ def write_source(
         ]
     )
     captured, choices = tuple(lowering.captured.values()), frozenset(lowering.choices)
-    return CSource(text, size, captured, choices, tuple(lowering.linked)), outputs
+    linked, addresses = tuple(lowering.linked), tuple(lowering.addresses)
+    return CSource(text, size, captured, choices, linked, addresses), outputs
 
 
 def _kind(tensor: Tensor) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -20,7 +20,20 @@ from pyro_ebm._core.program.pointwise import C_TYPES
 from pyro_ebm._core.program.statements import Operand, Statement, View
 
 
-class Linkable(Protocol):
+class Callee(Protocol):
+    """What a C program calls."""
+
+    @property
+    def addresses(self) -> Sequence[int]:
+        """Pointers that it is called by."""
+        ...
+
+    def raise_errors(self) -> None:
+        """Raise what went wrong in calls, and could not leave C."""
+        ...
+
+
+class Linkable(Callee, Protocol):
     """A C program of one step without a carry: from x to y.
 
     Attributes:

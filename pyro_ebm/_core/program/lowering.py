@@ -41,7 +41,8 @@ class Lowering(fx.Interpreter):
         statements: in an order that is right.
         inputs: the views of the graph's inputs, in order.
         captured: tensors that the graph holds, by buffer.
-        linked: programs that this one calls.
+        linked: programs and callbacks that this one calls.
+        addresses: theirs, which follow those of matrix products in `library`.
         choices: names of the nodes that choose by one boolean: a check can force them.
     """
 
@@ -53,6 +54,7 @@ class Lowering(fx.Interpreter):
         self.inputs: list[View] = []
         self.captured: dict[int, Tensor] = {}
         self.linked: list[Any] = []
+        self.addresses: list[int] = []
         self.choices: set[str] = set()
         self._views: dict[fx.Node, View] = {}
         self._numbers: dict[fx.Node, Number] = {}
@@ -97,11 +99,11 @@ class Lowering(fx.Interpreter):
         self._static.add(view.buffer)
         return view
 
-    def link(self, program: Any) -> int:
-        """Where the addresses of a program that is to be called are in `library`: of four the first."""
-        if program not in self.linked:
-            self.linked.append(program)
-        return NUM_PRODUCTS + 4 * self.linked.index(program)
+    def link(self, callee: Any) -> int:
+        """Where the `addresses` of a program or callback are in `library`: the place of the first."""
+        self.linked.append(callee)
+        self.addresses += callee.addresses
+        return NUM_PRODUCTS + len(self.addresses) - len(callee.addresses)
 
     def places(self, mask: Any) -> list[View]:
         """Where a boolean mask is true: a view of indices for each of its dims.
@@ -228,14 +230,24 @@ class Lowering(fx.Interpreter):
             self._elementwise(n, result, COMPARISONS[name](common, *names), common)
         elif name in COPIES:
             self._elementwise(n, result, "{0}", result.dtype)
-        elif name in HANDLERS:
-            made = HANDLERS[name](self, n, result)
+        else:
+            made = self._handled(n, name, result)
             if isinstance(made, View):
                 self._views[n] = made
             else:
                 self._parts[n] = made
-        else:
-            raise UnsupportedError(f"aten::{name}")
+
+    def _handled(self, n: Any, name: str, result: Any) -> View | Sequence[View | None]:
+        if name in HANDLERS:
+            try:
+                return HANDLERS[name](self, n, result)
+            except UnsupportedError as error:
+                reason = error
+            try:
+                return HANDLERS["*"](self, n, result)
+            except UnsupportedError:
+                raise reason from None
+        return HANDLERS["*"](self, n, result)
 
     def _is_alias(self, n: Any, result: Tensor) -> bool:
         source = n.args[-1] if n.target._schema.name == "aten::copy" else n.args[0]
@@ -280,6 +292,11 @@ class Lowering(fx.Interpreter):
         self._elementwise(n, result, (ROUNDED.get(name) or ARITHMETIC[name])(dtype, *names), dtype)
 
 
+def argument(n: Any, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a node, given by position or by name."""
+    return n.args[position] if len(n.args) > position else n.kwargs.get(name, default)
+
+
 # Operations that make a tensor of one number, whatever the tensor they are given.
 FILLS: dict[str, Callable[[Any], Number]] = {
     "full_like": lambda n: n.args[1],
@@ -298,7 +315,7 @@ HANDLERS: dict[str, Handler] = {}
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
-    """Register what lowers the operations of these names."""
+    """Register what lowers the operations of these names; `"*"` are those without a handler of their own."""
 
     def register(handler: Handler) -> Handler:
         HANDLERS.update(dict.fromkeys(names, handler))

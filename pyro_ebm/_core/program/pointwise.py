@@ -78,6 +78,8 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
     "div": _format("{0} / {1}"),
     "maximum": _format("MAXIMUM({0}, {1})"),
     "minimum": _format("MINIMUM({0}, {1})"),
+    "fmax": _whole(_call("fmax"), _format("MAXIMUM({0}, {1})")),
+    "fmin": _whole(_call("fmin"), _format("MINIMUM({0}, {1})")),
     "clamp_min": _format("MAXIMUM({0}, {1})"),
     "clamp_max": _format("MINIMUM({0}, {1})"),
     "fmod": _whole(_call("fmod"), _format("({1} == 0 || {1} == -1 ? 0 : {0} % {1})")),
@@ -120,7 +122,7 @@ ARITHMETIC: dict[str, Callable[..., str]] = {
 
 # Those of them whose results are exact.
 SELECTIONS = {
-    *("maximum", "minimum", "clamp_min", "clamp_max", "neg", "abs", "sign", "sgn", "relu"),
+    *("maximum", "minimum", "fmax", "fmin", "clamp_min", "clamp_max", "neg", "abs", "sign", "sgn", "relu"),
     *("floor", "ceil", "trunc", "round"),
 }
 
@@ -139,6 +141,7 @@ COMPARISONS: dict[str, Callable[..., str]] = {
     "le": _format("{0} <= {1}"),
     "gt": _format("{0} > {1}"),
     "ge": _format("{0} >= {1}"),
+    "signbit": _whole(_format("signbit({0}) != 0"), _format("{0} < 0")),
     "isnan": _format("{0} != {0}"),
     "isinf": _format("fabs((double){0}) == INFINITY"),
     "isfinite": _format("fabs((double){0}) < INFINITY"),

@@ -97,7 +97,7 @@ class CProgram:
         self._function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int]
         self._function.restype = None
         self._linked = source.linked
-        pointers = [*linear_algebra(), *(address for each in source.linked for address in each.addresses)]
+        pointers = [*linear_algebra(), *source.addresses]
         self._library = (ctypes.c_void_p * len(pointers))(*pointers)
         self._captured = source.captured
         self._pointers = (ctypes.c_void_p * len(self._captured))(*(each.data_ptr() for each in self._captured))
@@ -116,7 +116,13 @@ class CProgram:
         given = [*carry, *xs, *constants, *ys, *self._captured]
         memory = (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given))
         self._function(memory, self._library, self._scratch, steps, forced)
+        self.raise_errors()
         return ys
+
+    def raise_errors(self) -> None:
+        """See `Callee`."""
+        for each in self._linked:
+            each.raise_errors()
 
     @property
     def addresses(self) -> tuple[int, int, int, int]:

@@ -22,7 +22,7 @@ _TRIALS = 3
 # Operations that select or copy are exact.
 _ROUNDING = (ARITHMETIC.keys() - SELECTIONS) | {
     *("sum", "mean", "prod", "cumsum", "cumprod", "logaddexp", "addcmul", "addcdiv", "scatter_add"),
-    *("mm", "bmm", "linalg_cholesky_ex", "linalg_solve_triangular"),
+    *("mm", "bmm", "linalg_vector_norm", "linalg_cholesky_ex", "linalg_solve_triangular"),
 }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from pyro_ebm._core.linalg import NanCholesky
 from pyro_ebm._core.program.mutation import without_mutation
@@ -35,6 +36,8 @@ def _decompositions() -> dict[Any, Any]:
     table[aten.var_mean.correction] = _variance_and_mean
     table[aten.cholesky_solve.default] = _cholesky_solve
     table[aten.cholesky_inverse.default] = _cholesky_inverse
+    # What it is taken apart into has no sums of exponentials, which its gradient needs.
+    table.pop(aten._scaled_dot_product_flash_attention_for_cpu.default, None)
     for operation in list(table):
         if operation.namespace == "aten" and operation._schema.name in _KEPT:
             del table[operation]
@@ -62,6 +65,25 @@ def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
     return _cholesky_solve(identity.expand(factor.shape), factor, upper)
 
 
+class _OneHot(TorchFunctionMode):
+    """Makes `one_hot` of a comparison: by itself it looks at the values."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Replace one function, and leave the others alone."""
+        kwargs = kwargs or {}
+        number = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
+        if func is not torch.nn.functional.one_hot or number < 0:
+            return func(*args, **kwargs)
+        index = args[0] if args else kwargs["tensor"]
+        return (index.unsqueeze(-1) == torch.arange(number, device=index.device)).long()
+
+
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The graph of `function` at these shapes, free of mutation.
 
@@ -70,7 +92,7 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     """
     # One fake mode for what the tracer notes of nodes: by itself it makes one for each, which takes half of its time.
     notes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
-    with NanCholesky(), notes:  # a graph has no way to raise for one chain
+    with NanCholesky(), _OneHot(), notes:  # a graph has no way to raise for one chain
         graph: fx.GraphModule = make_fx(function, decomposition_table=_decompositions())(*inputs)
         graph = without_mutation(graph, inputs, _decompositions())
     graph.graph.eliminate_dead_code()

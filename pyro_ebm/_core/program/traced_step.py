@@ -9,13 +9,23 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from pyro_ebm._core.linalg import NanCholesky
+from pyro_ebm._core.program.rounding import agree, spreads
 from pyro_ebm._core.program.trace import trace
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
+class TraceError(Exception):
+    """A graph says something else than the step that it was traced from."""
+
+
 class TracedStep:
-    """A step as a graph over flat lists of tensors."""
+    """A step as a graph over flat lists of tensors.
+
+    Raises:
+        TraceError: if the graph does not agree with the step, as where an operation is taken apart wrongly.
+    """
 
     def __init__(self, step: Step, carry: Any, x: Any, constants: Any) -> None:
         self.step = step  # and so what it calls, which a graph names by a key
@@ -38,7 +48,19 @@ class TracedStep:
             return [*new_leaves, *y_leaves]
 
         self.carry_structure = parts[0][1]
-        self.graph: fx.GraphModule = trace(flat, [leaf for leaves in self.inputs for leaf in leaves])
+        given = [leaf for leaves in self.inputs for leaf in leaves]
+        self.graph: fx.GraphModule = trace(flat, given)
+        with NanCholesky():
+            self._check(given, flat(*given))
+
+    def _check(self, given: list[Tensor], expected: list[Tensor]) -> None:
+        found = self.graph(*given)
+        pairs = list(zip(found, expected, strict=True))
+        if all(agree(x, y, torch.zeros_like(y, dtype=torch.float64)) for x, y in pairs):
+            return
+        rounding = spreads(self.graph, given, found)
+        if not all(agree(x, y, spread) for (x, y), spread in zip(pairs, rounding, strict=True)):
+            raise TraceError("the traced graph does not agree with the function")
 
     def leaves(self, tree: Any) -> list[Tensor]:
         found: list[Tensor] = pytree.tree_leaves(tree)
