@@ -53,6 +53,7 @@ class Algorithm:
         usual_ticks: how many ticks a transition takes, until they have been counted.
         num_steps: what a run counts as one transition is so many of this sampler's, of which the last makes a draw.
         learns: what the warm-up raises where draws remember one another for long.
+        sticks: whether chains under steps that are too long for where they are stay there, and do not diverge.
         remedy: what helps where transitions diverge.
         structured: whether it asks the log density for more than value and gradient, such as conditionals. That is then
             neither compiled on its own nor tried for a first step size.
@@ -69,6 +70,7 @@ class Algorithm:
     usual_ticks: float = 4.0
     num_steps: int = 1
     learns: Learns | None = None
+    sticks: bool = False
     remedy: str = "raise target_accept_prob, or reparametrise the model"
     structured: bool = False
     eager: bool = False
@@ -164,6 +166,7 @@ def langevin_algorithm(
         usual_ticks=1.0,
         num_steps=num_steps,
         learns=learns,
+        sticks=True,
     )
 
 
@@ -215,6 +218,7 @@ def barker_algorithm(*, target_accept_prob: float = 0.4, num_steps: int = 1, lea
         usual_ticks=1.0,
         num_steps=num_steps,
         learns=learns,
+        sticks=True,
     )
 
 
@@ -331,6 +335,7 @@ def adjusted_mclmc_algorithm(
         parameters=partial(_hmc_parameters, trajectory_length, 0),
         target_accept_prob=target_accept_prob,
         learns=learns,
+        sticks=True,
     )
 
 

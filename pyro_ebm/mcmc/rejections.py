@@ -13,8 +13,6 @@ _MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
 # Likewise where chains are stuck for more than this share of the time: in sampling, which takes the same steps
 # everywhere, they stay there for ten times as long.
 _MUCH_STUCK, _FEWEST_STUCK, _STUCK_SHRINKAGE = 0.0005, 2, 0.5
-# A sampler that aims at no more than this, as random walks do, stays in places for long where nothing is wrong.
-_OFTEN_STAYS = 0.25
 # Transitions whose steps are so many times the average in the window do not count: adaptation tries such steps, but
 # sampling will not take them.
 _MUCH_LONGER = 2.0
@@ -65,10 +63,9 @@ class Rejections(NamedTuple):
     def raised(self, target: Tensor, chains: Tensor) -> Tensor:
         """The target acceptance `()` to aim at after these transitions of some chains, `(chains,)`."""
         looks = self.looks.expand_as(self.stuck)
-        stuck = self.stuck if float(target) > _OFTEN_STAYS else torch.zeros_like(self.stuck)
         shrinkage = min(
             _shrinkage(self.diverged, self.judged, chains, _MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE),
-            _shrinkage(stuck, looks, chains, _MUCH_STUCK, _FEWEST_STUCK, _STUCK_SHRINKAGE),
+            _shrinkage(self.stuck, looks, chains, _MUCH_STUCK, _FEWEST_STUCK, _STUCK_SHRINKAGE),
         )
         raised = torch.maximum(target, (1 - shrinkage * (1 - target)).clamp(max=_GREATEST_TARGET))
         return target if shrinkage == 1 else raised

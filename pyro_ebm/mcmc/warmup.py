@@ -120,7 +120,7 @@ class Warmup:
         if not self._algorithm.structured:  # the bound is that of densities over reals
             self._mass = self._mass.update(done, lp, whitened)
         diverging = diverging & ~said["non_finite"]  # which shorter steps would not mend
-        self._rejections = self._rejections.update(done, said["step_size"], diverging, stuck)
+        self._rejections = self._rejections.update(done, said["step_size"], diverging, stuck & self._algorithm.sticks)
         self.reach.record(done, whitened, metric)
 
     def go_further(self, *, at_once: bool = False) -> None:
