@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_ebm._core.program import CompiledFunction, EagerProgram, build_program
 from pyro_ebm._core.program.program import CProgram
+from pyro_ebm._core.program.rounding import _Rounded
 
 WEIGHT = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 MATRIX = WEIGHT @ WEIGHT.mT + 6 * torch.eye(6, dtype=torch.float64)
@@ -94,10 +95,10 @@ def test_results_of_several_kinds() -> None:
 
 
 def test_an_error_in_a_call_is_raised_when_the_program_returns() -> None:
-    """It is not lost, and what comes after it is right again."""
+    """It is not lost, and what comes after it is right again, though two calls have failed."""
 
     def step(carry: tuple[()], x: Tensor, constants: Any) -> tuple[Any, Tensor]:
-        return carry, torch.linalg.eigvalsh(x)
+        return carry, torch.linalg.eigvalsh(x) + 0 * torch.linalg.eigvalsh(2 * x)
 
     xs = torch.stack([MATRIX, 2 * MATRIX, 3 * MATRIX])
     program, reasons = build_program(step, (), xs[0], (), patient=False)
@@ -147,12 +148,19 @@ def test_what_cannot_be_called_back(operation: str) -> None:
     assert reasons
 
 
+def test_rounding_is_where_the_tensors_are() -> None:
+    """A graph on a GPU is compared there."""
+    graph = torch.fx.symbolic_trace(lambda x: x * 2)
+    (nudged,) = [_Rounded(graph, frozenset(), 0)._nudged(torch.ones(3, device="meta"), False)]
+    assert nudged.device.type == "meta"
+
+
 # -- what is traced ----------------------------------------------------------------------------------------------------
 
 
 def test_one_hot_is_traced() -> None:
     index = torch.tensor([2, 0, 1, 2])
-    function = log_density(lambda x: (F.one_hot(index, 6) * x).square().sum())
+    function = log_density(lambda x: (F.one_hot(index, 6) * F.one_hot(input=index, num_classes=6) * x).square().sum())
     compiled = CompiledFunction(function, rows(1, 5, 6), patient=False)
     assert compiled.reasons == []
     torch.testing.assert_close(compiled(rows(2, 5, 6)), function(rows(2, 5, 6)))

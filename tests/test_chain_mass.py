@@ -8,15 +8,16 @@ from cases import randn
 from kernel_cases import generator, log_density_of
 from torch import Tensor
 
-from pyro_ebm import Funnel, GaussianMixture
-from pyro_ebm.mcmc.algorithm import nuts_algorithm
+from pyro_ebm import Funnel, GaussianMixture, QuadraticEnergy
+from pyro_ebm.mcmc.algorithm import langevin_algorithm, nuts_algorithm
 from pyro_ebm.mcmc.chain_mass import ChainMass
 from pyro_ebm.mcmc.rejections import Rejections
 from pyro_ebm.mcmc.run import Run
 from pyro_ebm.mcmc.settings import RunSettings
+from pyro_ebm.mcmc.step_size import DualAveraging
+from pyro_ebm.mcmc.warmup import _stuck
 
 NONE = [False] * 8
-NOT_STUCK = torch.zeros(4, dtype=torch.bool)
 
 
 def mass_of(draws: Tensor, lp: Tensor, done: Tensor | None = None) -> ChainMass:
@@ -121,12 +122,12 @@ def test_divergences_with_much_longer_steps_than_usual_do_not_count() -> None:
     done, diverging = torch.ones(50, 4, dtype=torch.bool), long[:, None].repeat(1, 4)
     diverging[0, 0] = True
     target, everywhere = torch.tensor(0.8).double(), torch.ones(4, dtype=torch.bool)
-    few = Rejections.start(randn(1, 4, 5)).update(done, step_size, diverging, NOT_STUCK)
+    few = Rejections.start(randn(1, 4, 5)).update(done, step_size, diverging)
     assert few.judged.tolist() == [40] * 4
     assert few.diverged.tolist() == [1, 0, 0, 0]
     assert few.raised(target, everywhere) == target  # one is no more than a few
     diverging[1:4, 1] = True
-    many = few.update(done, step_size, diverging, NOT_STUCK)
+    many = few.update(done, step_size, diverging)
     assert many.diverged.tolist() == [2, 3, 0, 0]
     assert float(many.raised(target, everywhere)) == pytest.approx(1 - 0.25 * 0.2)
     assert many.raised(target, torch.tensor([True, False, True, True])) == target
@@ -135,19 +136,18 @@ def test_divergences_with_much_longer_steps_than_usual_do_not_count() -> None:
 def test_a_chain_that_diverges_wherever_it_goes_raises_no_target() -> None:
     done, step_size = torch.ones(20, 4, dtype=torch.bool), torch.ones(20, 4).double()
     diverging = torch.arange(4).expand(20, 4) == 2
-    counts = Rejections.start(randn(1, 4, 5)).update(done, step_size, diverging, NOT_STUCK)
+    counts = Rejections.start(randn(1, 4, 5)).update(done, step_size, diverging)
     assert counts.diverged.tolist() == [0, 0, 20, 0]
     assert float(counts.raised(torch.tensor(0.8), torch.ones(4, dtype=torch.bool))) == pytest.approx(0.8)
 
 
 def stuck_share(chains: list[int], blocks: int, target: float = 0.8) -> float:
     """The target after a hundred blocks, at the end of some of which these of eight chains are stuck."""
-    done, step_size = torch.ones(5, 8, dtype=torch.bool), torch.ones(5, 8).double()
     stuck = torch.zeros(8, dtype=torch.bool)
     stuck[chains] = True
     counts = Rejections.start(randn(1, 8, 5))
     for block in range(100):
-        counts = counts.update(done, step_size, ~done, stuck & (block < blocks))
+        counts = counts.look(stuck & (block < blocks))
     return float(counts.raised(torch.tensor(target, dtype=torch.float64), torch.ones(8, dtype=torch.bool)))
 
 
@@ -158,3 +158,24 @@ def test_chains_that_are_stuck_for_long_raise_the_target() -> None:
     assert stuck_share([2, 3], 45) == pytest.approx(1 - 0.5 * 0.2)
     assert stuck_share([3], 60) == 0.8  # it is lost
     assert stuck_share([2, 3], 45, target=0.985) == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_in_a_normal_density_no_chain_is_stuck(dtype: torch.dtype) -> None:
+    """Nor is it by the rounding of one library's exponential, which differs from another's by the last digit."""
+    log_density = log_density_of(QuadraticEnergy.from_moments(torch.zeros(5).to(dtype), torch.eye(5).to(dtype)))
+    algorithm = langevin_algorithm(metropolis=True, target_accept_prob=0.574, num_steps=10)
+    for seed in range(4):
+        start = randn(seed, 4, 5).to(dtype)
+        run = Run(algorithm, log_density, start, generator(seed), RunSettings(10, 300, compile="fast"))
+        stuck = looks = 0
+        while not run.finished:
+            run.advance()
+            rejections = run.warmup._rejections
+            stuck, looks = max(stuck, int(rejections.stuck.sum())), max(looks, int(rejections.looks))
+        assert stuck == 0
+        assert float(run.warmup.target) == pytest.approx(0.574)
+    adaptation = DualAveraging.start(torch.tensor(0.3).to(dtype), 4)
+    below = torch.nextafter(adaptation.step_sizes, torch.zeros(4).to(dtype))
+    assert not bool(_stuck(adaptation._replace(step_sizes=below)).any())
+    assert bool(_stuck(adaptation._replace(step_sizes=0.5 * below)).all())

@@ -64,7 +64,7 @@ def test_chains_in_different_modes_are_no_slower_for_it() -> None:
 
 def test_a_coordinate_that_never_moves_tells_nothing() -> None:
     draws = autoregression(4, 0.9, 4, 200, 2)
-    draws[..., 1] = 7.0
+    draws[..., 1] = 0.1  # whose mean is not quite that
     still = autocorrelation_time(draws)
     assert still[1] == 1
     assert still[0] > 5
@@ -107,10 +107,10 @@ def test_before_there_are_enough_draws_nothing_changes() -> None:
     reach = reach_of(autoregression(7, 0.95, 64, 63))
     reach.renew()
     assert float(reach.value) == 1
-    reach.renew(at_once=True)
+    reach.renew(window_ends=True)
     assert float(reach.value) > 1
     few = reach_of(autoregression(7, 0.95, 64, 19))
-    few.renew(at_once=True)
+    few.renew(window_ends=True)
     assert float(few.value) == 1
 
 
@@ -142,6 +142,9 @@ def test_trajectories_grow_as_long_as_that_pays() -> None:
     show(reach, autoregression(9, 0.9, 64, 64))
     reach.renew()
     assert float(reach.value) == 2
+    show(reach, autoregression(9, 0.9, 64, 50))
+    reach.renew(window_ends=True)  # no stretch is left to try more
+    assert float(reach.value) <= 2
 
 
 def test_of_large_positions_a_part_is_kept() -> None:
@@ -156,7 +159,7 @@ def test_of_large_positions_a_part_is_kept() -> None:
 def test_what_learns_nothing_keeps_nothing() -> None:
     reach = Reach(None, 7, randn(1, 5, 3))
     show(reach, randn(10, 5, 200, 3))
-    reach.renew(at_once=True)
+    reach.renew(window_ends=True)
     assert (float(reach.value), reach.num_steps) == (1, 7)
     assert reach._draws.draws() == {}
 
@@ -168,7 +171,7 @@ KERNELS = [MALA, Barker, RandomWalk, UnderdampedLangevin]
 def test_between_wells_draws_go_further(kernel: type[AdaptiveKernel]) -> None:
     """Draws are right, and of three one is worth an independent one: the bound is for twice as many."""
     torch.manual_seed(0)
-    energy = DoubleWell(2, 2.5).double()
+    energy = DoubleWell(2, 5.0 if kernel is RandomWalk else 2.5).double()  # it moves further than local dynamics do
     sizes, usual = [], kernel(energy).algorithm().num_steps
     for given in ({}, {"num_steps": usual}):
         mcmc = MCMC(kernel(energy, **given), 300, 300, num_chains=16, disable_progbar=True)
@@ -182,6 +185,15 @@ def test_between_wells_draws_go_further(kernel: type[AdaptiveKernel]) -> None:
                 assert abs(float(values.mean()) - expected) < standard_errors(8 * len(KERNELS)) * error
         assert int(mcmc._require_run().draws.transitions.min()) >= 300 * mcmc.attrs.get("num_steps", usual)
     assert sizes[0] > max(1.2 * sizes[1], 16 * 300 / 6)
+
+
+def test_where_the_metric_is_given_too() -> None:
+    torch.manual_seed(0)
+    kernel = MALA(DoubleWell(2, 2.5).double(), adapt_mass_matrix=False)
+    mcmc = MCMC(kernel, 50, 300, num_chains=16, disable_progbar=True, save_warmup=True)
+    mcmc.run()
+    assert mcmc.attrs["num_steps"] > 20
+    assert next(iter(mcmc.warmup_draws()[0].values())).shape[:2] == (16, 300)
 
 
 def test_in_a_normal_density_they_go_as_far_as_usual() -> None:

@@ -24,9 +24,9 @@ Learns = Literal["num_steps", "trajectory_length"]
 _FURTHEST: dict[Learns, float] = {"num_steps": 32.0, "trajectory_length": 8.0}
 # What is looked at: so many chains and so many coordinates, spread over all, after each quarter of a draw's steps.
 _CHAINS, _COORDINATES, _FINEST = 64, 64, 4
-# So many draws of each chain tell enough, at first; then twice as many, and so on until the window ends. Fewer than
-# the fewest tell nothing.
-_FIRST_STRETCH, _FEWEST = 64, 20
+# So many draws of each chain tell enough, at first; then twice as many, and so on up to the most. Fewer than the fewest
+# tell nothing.
+_FIRST_STRETCH, _LONGEST_STRETCH, _FEWEST = 64, 256, 20
 # A draw shall count for a third of an independent one; it goes at most so many times as far as before.
 _WANTED = 3.0
 _MOST_GROWTH: dict[Learns, float] = {"num_steps": 4.0, "trajectory_length": 2.0}
@@ -47,7 +47,8 @@ def autocorrelation_time(draws: Tensor) -> Tensor:
         `(dim,)`; one for a coordinate that never moved.
     """
     number = draws.shape[1]
-    centred = (draws - draws.mean(1, keepdim=True)).double()
+    moved = (draws - draws[:, :1]).double()  # exactly nothing, where a chain stays
+    centred = moved - moved.mean(1, keepdim=True)
     power = torch.fft.rfft(centred, n=2 * number, dim=1).abs().square()
     covariances = torch.fft.irfft(power, n=2 * number, dim=1)[:, :number].mean(0)
     correlations = covariances / covariances[0]
@@ -113,16 +114,21 @@ class Reach:
         finish = {"position": lambda rows: metric.to_position(rows)[..., some]}
         self._draws.record(done[:, chains], {"position": whitened[:, chains]}, finish)
 
-    def renew(self, *, at_once: bool = False) -> None:
-        """Between blocks, where there are as many draws as tell enough, or the window ends: let the next go so far."""
-        if self._learns is None or not (at_once or int(self._draws.counts.min()) >= self._draws.num_draws):
+    def renew(self, *, window_ends: bool = False) -> None:
+        """Between blocks, where there are as many draws as tell enough, or the window ends: let the next go so far.
+
+        Trajectories do not grow where the window ends: no stretch is left to see whether that pays.
+        """
+        if self._learns is None or not (window_ends or int(self._draws.counts.min()) >= self._draws.num_draws):
             return
         draws = self._draws.draws()
         if draws and draws["position"].shape[1] >= _FEWEST * self._per_draw:
-            self.value = torch.full_like(self.value, self._next(self._learns, draws["position"]))
+            found = self._next(self._learns, draws["position"])
+            stays = window_ends and self._learns == "trajectory_length"
+            self.value = torch.full_like(self.value, min(found, float(self.value)) if stays else found)
         if self._learns == "num_steps":
             self.num_steps = max(1, round(self._usual_steps * float(self.value)))
-        self._begin_stretch(2 * self._stretch)
+        self._begin_stretch(min(2 * self._stretch, _LONGEST_STRETCH))
 
     def _next(self, learns: Learns, draws: Tensor) -> float:
         """How many times as far as usual the draws that follow these go, `(chains, draws, dim)`."""

@@ -45,20 +45,17 @@ class Rejections(NamedTuple):
         none = torch.zeros(len(position), dtype=torch.long, device=position.device)
         return cls(none.sum(), position.new_zeros(()), none, none, none.sum(), none)
 
-    def update(self, done: Tensor, step_size: Tensor, diverging: Tensor, stuck: Tensor) -> Rejections:
-        """Take in a block.
-
-        Args:
-            done: which transitions ended in it, `(ticks, chains)`.
-            step_size: theirs, `(ticks, chains)`.
-            diverging: which diverged, `(ticks, chains)`.
-            stuck: which chains are at its end where they move by steps shorter than usual only, `(chains,)`.
-        """
+    def update(self, done: Tensor, step_size: Tensor, diverging: Tensor) -> Rejections:
+        """Take in the transitions of a block, each argument `(ticks, chains)`, where `done`."""
         made = self.made + done.sum()
         step_sum = self.step_sum + torch.where(done, step_size, 0).sum()
         judged = done & (step_size <= _MUCH_LONGER * step_sum / made.clamp(min=1))
         diverged = self.diverged + (judged & diverging).sum(0)
-        return Rejections(made, step_sum, self.judged + judged.sum(0), diverged, self.looks + 1, self.stuck + stuck)
+        return self._replace(made=made, step_sum=step_sum, judged=self.judged + judged.sum(0), diverged=diverged)
+
+    def look(self, stuck: Tensor) -> Rejections:
+        """Take in which chains are where they move by steps shorter than usual only, `(chains,)`."""
+        return self._replace(looks=self.looks + 1, stuck=self.stuck + stuck)
 
     def raised(self, target: Tensor, chains: Tensor) -> Tensor:
         """The target acceptance `()` to aim at after these transitions of some chains, `(chains,)`."""

@@ -140,7 +140,7 @@ class Run:
 
     @property
     def rung(self) -> str:
-        """What runs the ticks: `"C"`, `"Inductor"`, `"traced"` or `"eager"`."""
+        """What runs the ticks: `"C"`, `"CUDA graph"`, `"Inductor"`, `"traced"` or `"eager"`."""
         return self._program.rung if self._program is not None else "eager"
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Run:
                 self._pending = self._draw_randomness(ahead)
             self._part_of_block()
             if self._pending is None and self.warming_up:
-                self.warmup.go_further()
+                self.warmup.end_block(self._adaptation)
                 self._end_window_if_due()
         except BaseException:
             for part, attributes in before:

@@ -85,6 +85,11 @@ class Warmup:
         return self._windows[self._window]
 
     @property
+    def _settled_metric(self) -> bool:
+        """Whether the metric is given for the whole run."""
+        return not any(window.renews_metric for window in self._windows)
+
+    @property
     def transitions(self) -> Tensor:
         """How many each chain has made in the warm-up, `(chains,)`."""
         return self._before + (self.in_window + _ROUNDING).long()
@@ -101,31 +106,39 @@ class Warmup:
         Windows end by the *median* count, so that no chain waits, and no lost one hurries the others. The last one lets
         every chain make its transitions.
         """
-        last = self._window == len(self._windows) - 1
-        return self.missing <= 0 and not (last and int(self.transitions.min()) < self._settings.warmup_steps)
+        if self.missing > 0 or self._window < len(self._windows) - 1:
+            return self.missing <= 0
+        made = int(self.transitions.min()) >= self._settings.warmup_steps
+        return made and (not self._settings.save_warmup or int(self.draws.counts.min()) >= self.draws.num_draws)
 
     def record(self, done: Tensor, said: dict[str, Tensor], metric: Metric, adaptation: Adaptation) -> None:
         """Take in which chains ended a step in a block, `(ticks, chains)`, and what they say of it."""
         self.in_window = self.in_window + done.sum(0) / self.num_steps
         if self._settings.save_warmup:
             self.draws.record(done, said, {"position": metric.to_position})
+        if self.window.renews_metric or self._settled_metric:
+            self.reach.record(done, said["position"], metric)
         if not self.window.renews_metric:
             return
         lp, diverging, whitened = said["lp"], said["diverging"], said["position"]
         # A chain that needs shorter steps than the others is on its way to the bulk, or lost.
-        stuck = adaptation.step_sizes < adaptation.step_size
+        stuck = _stuck(adaptation)
         sound = done & torch.isfinite(lp) & ~diverging & ~stuck
         sound = sound & (lp > _implausible(lp[sound], whitened.shape[-1]))
         self._estimator = self._estimator.update(metric.to_position(whitened[sound]))
         if not self._algorithm.structured:  # the bound is that of densities over reals
             self._mass = self._mass.update(done, lp, whitened)
         diverging = diverging & ~said["non_finite"]  # which shorter steps would not mend
-        self._rejections = self._rejections.update(done, said["step_size"], diverging, stuck & self._algorithm.sticks)
-        self.reach.record(done, whitened, metric)
+        self._rejections = self._rejections.update(done, said["step_size"], diverging)
 
-    def go_further(self, *, at_once: bool = False) -> None:
-        """Where the draws so far tell how far the next shall go, let them; at once, however few they are."""
-        self.reach.renew(at_once=at_once)
+    def end_block(self, adaptation: Adaptation) -> None:
+        """After a block: look at which chains are stuck, and where draws tell how far the next shall go, let them."""
+        if self._algorithm.sticks and self.window.renews_metric:
+            self._rejections = self._rejections.look(_stuck(adaptation))
+        self._go_further()
+
+    def _go_further(self, *, window_ends: bool = False) -> None:
+        self.reach.renew(window_ends=window_ends)
         if self.num_steps != self.draws.thinning:
             self.draws.thin(self.num_steps)
 
@@ -139,7 +152,7 @@ class Warmup:
         left_behind = self._mass.left_behind()
         if self._window >= max(2, len(self._windows) - 3):  # the last two windows with a metric, to judge by
             self.target = self._rejections.raised(self.target, ~left_behind)
-        self.go_further(at_once=True)
+        self._go_further(window_ends=True)
         return self._estimator.metric(), self._bring_along(position, left_behind, generator)
 
     def _bring_along(self, position: Tensor, left_behind: Tensor, generator: Generator) -> Tensor:
@@ -183,6 +196,11 @@ class Warmup:
             setattr(self, name, pytree.tree_unflatten(leaves, pytree.tree_structure(getattr(self, name))))
         self.draws.load_state_dict(saved["draws"])
         self.reach.load_state_dict(saved["reach"])
+
+
+def _stuck(adaptation: Adaptation) -> Tensor:
+    """Which chains take shorter steps than the others, `(chains,)`: these are halved, once or more."""
+    return adaptation.step_sizes < 0.75 * adaptation.step_size
 
 
 def _implausible(lp: Tensor, dim: int) -> Tensor:

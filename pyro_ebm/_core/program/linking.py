@@ -28,8 +28,8 @@ class Callee(Protocol):
         """Pointers that it is called by."""
         ...
 
-    def raise_errors(self) -> None:
-        """Raise what went wrong in calls, and could not leave C."""
+    def take_errors(self) -> list[BaseException]:
+        """What went wrong in calls since, and could not leave C."""
         ...
 
 

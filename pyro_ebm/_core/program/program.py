@@ -116,13 +116,13 @@ class CProgram:
         given = [*carry, *xs, *constants, *ys, *self._captured]
         memory = (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given))
         self._function(memory, self._library, self._scratch, steps, forced)
-        self.raise_errors()
+        for error in self.take_errors():
+            raise error
         return ys
 
-    def raise_errors(self) -> None:
-        """See `Callee`."""
-        for each in self._linked:
-            each.raise_errors()
+    def take_errors(self) -> list[BaseException]:
+        """See `Callee`: of all that it calls, so that none is left for a later run."""
+        return [error for each in self._linked for error in each.take_errors()]
 
     @property
     def addresses(self) -> tuple[int, int, int, int]:

@@ -72,7 +72,7 @@ class _Rounded(Forced):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
         digits = torch.randint(-_LAST_DIGITS, _LAST_DIGITS + 1, leaf.shape, generator=self._generator, dtype=leaf.dtype)
-        nudged = leaf * (1 + torch.finfo(leaf.dtype).eps * digits)
+        nudged = leaf * (1 + torch.finfo(leaf.dtype).eps * digits.to(leaf.device))
         return torch.where(_is_whole(leaf), leaf, nudged) if exact else nudged
 
 

@@ -80,7 +80,7 @@ class _OneHot(TorchFunctionMode):
         number = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
         if func is not torch.nn.functional.one_hot or number < 0:
             return func(*args, **kwargs)
-        index = args[0] if args else kwargs["tensor"]
+        index = args[0] if args else kwargs["input"]
         return (index.unsqueeze(-1) == torch.arange(number, device=index.device)).long()
 
 

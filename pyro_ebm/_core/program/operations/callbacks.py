@@ -23,7 +23,7 @@ _DYNAMIC = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 class Callback:
-    """One operation of torch, to be called from C with pointers to its tensors, and then to the first result.
+    """One operation of torch, to be called from C with pointers to its tensors; each result is then asked for.
 
     Args:
         function: the operation.
@@ -60,6 +60,7 @@ class Callback:
         return known
 
     def _call(self, pointers: Any) -> None:
+        self._found = ()
         try:
             leaves = list(self._fixed)
             for number, place in enumerate(self._places):
@@ -73,17 +74,20 @@ class Callback:
     def _copies(self, number: int, shape: torch.Size, dtype: torch.dtype) -> Any:
         def copy(pointers: Any) -> None:
             try:
-                self._tensor(-1 - number, pointers[0], shape, dtype).copy_(self._found[number])
+                out = self._tensor(-1 - number, pointers[0], shape, dtype)
+                if self._found:
+                    out.copy_(self._found[number])
+                else:  # the call has failed
+                    out.fill_(torch.nan if dtype.is_floating_point else 0)
             except BaseException as error:
                 self._error = self._error or error
 
         return copy
 
-    def raise_errors(self) -> None:
-        """Raise what went wrong in the calls since."""
+    def take_errors(self) -> list[BaseException]:
+        """See `Callee`."""
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        return [] if error is None else [error]
 
 
 @handles("*")
