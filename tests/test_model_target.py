@@ -454,7 +454,20 @@ def ordered() -> None:
         pyro.sample("y", dist.OrderedLogistic(slope * x, cuts), obs=torch.tensor([0, 2, 1]))
 
 
-@pytest.mark.parametrize("model", [filled_in, ordered])
+def counted() -> None:
+    logits = pyro.sample("logits", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Multinomial(5, logits=logits), obs=torch.tensor([[1.0, 4.0, 0.0], [0.0, 5.0, 0.0]]))
+
+
+def masked() -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+    rest = z.clone()
+    rest[z[:, 0] > 0] = 1
+    rest[z < -1] = -2.5
+    pyro.factor("rest", -rest.square().sum())
+
+
+@pytest.mark.parametrize("model", [filled_in, ordered, counted, masked])
 def test_values_may_be_written_into_new_tensors(model: Callable[[], None]) -> None:
     target = ModelTarget(model, (), {})
     assert target.concern is None

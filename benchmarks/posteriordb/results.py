@@ -21,11 +21,11 @@ INTRODUCTION = """
     python benchmarks/posteriordb/check.py --kernel KERNEL --chains CHAINS --data posteriordb --keep FILE
     python benchmarks/posteriordb/results.py FILE
 
-1,000 + 1,000 transitions of each chain, seed 0, all settings the defaults; a transition of MALA and Barker is 10 steps,
-one of UnderdampedLangevin and RandomWalk 30. z is the largest distance of a mean, or of a standard deviation, from
-the reference draws', in combined Monte Carlo standard errors; R-hat is the largest, ESS the smallest bulk ESS. A run
-passes where both z are at most 4 and R-hat is below 1.01. Seconds are by the clock, builds included, on a machine
-that other work shared.
+1,000 + 1,000 transitions of each chain, seed 0, all settings the defaults; a transition of MALA and Barker is 10 steps
+or more, as the warm-up finds, one of UnderdampedLangevin and RandomWalk 30 or more. z is the largest distance of a
+mean, or of a standard deviation, from the reference draws', in combined Monte Carlo standard errors; R-hat is the
+largest, ESS the smallest bulk ESS. A run passes where both z are at most 4 and R-hat is below 1.01. Seconds are by the
+clock, builds included, on a machine that other work shared.
 """
 
 
