@@ -30,8 +30,8 @@ _FIRST_STRETCH, _LONGEST_STRETCH, _FEWEST = 64, 256, 20
 # A draw shall count for a third of an independent one; it goes at most so many times as far as before.
 _WANTED = 3.0
 _MOST_GROWTH: dict[Learns, float] = {"num_steps": 4.0, "trajectory_length": 2.0}
-# Longer trajectories whose steps are worth so much less are too long.
-_DEARER = 1.2
+# Longer trajectories whose steps are worth so much less are too long; more where fewer chains than these can tell.
+_DEARER, _MANY_CHAINS = 0.2, 16
 
 
 def autocorrelation_time(draws: Tensor) -> Tensor:
@@ -137,7 +137,8 @@ class Reach:
             # Of pieces of one length: what is seen of a long memory grows with the time for which it is looked at.
             pieces = draws.unfold(1, min(draws.shape[1], _FIRST_STRETCH), _FIRST_STRETCH).flatten(0, 1).mT
             price = value * float(autocorrelation_time(pieces).max())
-            if value > self._best and price > _DEARER * self._price:
+            doubt = max(1.0, (_MANY_CHAINS / self._shape[0]) ** 0.5)
+            if value > self._best and price > (1 + doubt * _DEARER) * self._price:
                 self._furthest = self._best
             elif price < self._price or value > self._best:
                 self._best, self._price = value, price
