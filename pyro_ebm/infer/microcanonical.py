@@ -48,8 +48,8 @@ class AdjustedMCLMC(AdaptiveKernel):
         trajectory_length: mean length of a trajectory, in units of `√dim`, the size of a standard normal in the
             coordinates of the metric. By default π/2, or as much more as the warm-up finds that a chain needs to forget
             where it was, up to 4π.
-        target_accept_prob: as for every `AdaptiveKernel`; 0.9 is faster where the density is near normal, but chains may
-            stay for long where it narrows.
+        target_accept_prob: as for every `AdaptiveKernel`; 0.9 is faster where the density is near normal, but chains
+            may stay for long where it narrows.
 
     References:
         Robnik, Cohn-Gordon and Seljak 2025, Metropolis adjusted microcanonical Hamiltonian Monte Carlo.
