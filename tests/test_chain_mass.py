@@ -141,7 +141,7 @@ def test_a_chain_that_diverges_wherever_it_goes_raises_no_target() -> None:
     assert float(counts.raised(torch.tensor(0.8), torch.ones(4, dtype=torch.bool))) == pytest.approx(0.8)
 
 
-def stuck_share(chains: list[int], blocks: int, target: float = 0.8) -> float:
+def target_after(chains: list[int], blocks: int, target: float = 0.8) -> float:
     """The target after a hundred blocks, at the end of some of which these of eight chains are stuck."""
     stuck = torch.zeros(8, dtype=torch.bool)
     stuck[chains] = True
@@ -153,11 +153,11 @@ def stuck_share(chains: list[int], blocks: int, target: float = 0.8) -> float:
 
 def test_chains_that_are_stuck_for_long_raise_the_target() -> None:
     """One of two thousand looks is usual."""
-    assert stuck_share([3], 1) == 0.8  # no more than one
-    assert stuck_share([3], 2) == pytest.approx(1 - 0.5 * 0.2)
-    assert stuck_share([2, 3], 45) == pytest.approx(1 - 0.5 * 0.2)
-    assert stuck_share([3], 60) == 0.8  # it is lost
-    assert stuck_share([2, 3], 45, target=0.985) == pytest.approx(0.99)
+    assert target_after([3], 1) == 0.8  # no more than one
+    assert target_after([3], 2) == pytest.approx(1 - 0.5 * 0.2)
+    assert target_after([2, 3], 45) == pytest.approx(1 - 0.5 * 0.2)
+    assert target_after([3], 60) == 0.8  # it is lost
+    assert target_after([2, 3], 45, target=0.985) == pytest.approx(0.99)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from pyro_ebm._core.linalg import NanCholesky
+from pyro_ebm._core.linalg import nan_cholesky
 from pyro_ebm._core.program import build_program, c_library, c_source, traced_step
 from pyro_ebm._core.program.lowering import FILLS, HANDLERS
 from pyro_ebm._core.program.pointwise import ALIASES, ARITHMETIC, COMPARISONS, COPIES
@@ -39,7 +39,7 @@ CHUNKS = 4
 
 def trace_whole(function: Callable[..., Any], given: Sequence[Tensor]) -> fx.GraphModule:
     """A graph of the operations that were called, not of what they are made of."""
-    with NanCholesky():
+    with nan_cholesky():
         graph: fx.GraphModule = make_fx(function, pre_dispatch=True)(*given)
     return graph
 
@@ -66,7 +66,7 @@ def assert_same(found: Any, expected: Any, tolerance: float, label: str, signs: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operations(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [inputs(dtype, seed) for seed in range(3)]
-    with NanCholesky():
+    with nan_cholesky():
         cases = [case for case in TABLE[chunk::CHUNKS] if works(case, SimpleNamespace(**rows[0]))]
 
     def step(carry: Tensor, x: dict[str, Tensor], constants: tuple[()]) -> tuple[Tensor, list[Any]]:
@@ -78,7 +78,7 @@ def test_operations(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPa
     assert program.rung == "C", reasons
     xs = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     _, ys = program(torch.zeros(()), xs, ())
-    with NanCholesky():
+    with nan_cholesky():
         expected = [step(torch.zeros(()), row, ())[1] for row in rows]
     wrong = []
     for k, (name, _) in enumerate(cases):
@@ -99,7 +99,7 @@ def test_every_operation_has_a_case() -> None:
     covered = set()
     for dtype in DTYPES:
         for case in TABLE:
-            with NanCholesky():
+            with nan_cholesky():
                 if works(case, SimpleNamespace(**inputs(dtype, 0))):
                     covered.add(case[0])
     assert known <= covered, known - covered

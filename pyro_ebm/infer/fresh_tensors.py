@@ -1,20 +1,22 @@
 """Models that write values into tensors that they make, such as one of zeros: safe under vmap."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-_MAKERS = {
+from pyro_ebm._core.replacing import Replacing
+
+_MAKERS: set[Callable[..., Any]] = {
     *(torch.zeros, torch.ones, torch.empty, torch.full),
     *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like),
     *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full),
 }
 
 
-class FreshTensors(TorchFunctionMode):
+def fresh_tensors(like: Tensor) -> Replacing:
     """Makes new tensors for each chain, so that what belongs to a chain can be written into them.
 
     `x = torch.zeros(3); x[0] = mu` fails under vmap otherwise: there is one x for all chains. Pyro's own
@@ -24,27 +26,17 @@ class FreshTensors(TorchFunctionMode):
     Args:
         like: a tensor that vmap has batched.
     """
-
-    def __init__(self, like: Tensor) -> None:
-        super().__init__()
-        self._like = like.detach()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Batch what is new, fill what a mask selects, and leave the rest alone."""
-        if func is Tensor.__setitem__ and _is_mask(args[1]) and isinstance(args[2], float | int):
-            x, mask, value = args
-            return x.masked_fill_(mask[(..., *[None] * (x.dim() - mask.dim()))], value)
-        made = func(*args, **(kwargs or {}))
-        if func not in _MAKERS:
-            return made
-        return self._like.new_zeros(made.shape, dtype=made.dtype, device=made.device) + made
+    makers = {maker: partial(_made_for_each, like.detach(), maker) for maker in _MAKERS}
+    return Replacing({**makers, Tensor.__setitem__: _written})
 
 
-def _is_mask(index: Any) -> bool:
-    return isinstance(index, Tensor) and index.dtype == torch.bool
+def _made_for_each(like: Tensor, maker: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    made = maker(*args, **kwargs)
+    return like.new_zeros(made.shape, dtype=made.dtype, device=made.device) + made
+
+
+def _written(x: Tensor, index: Any, value: Any) -> None:
+    if isinstance(index, Tensor) and index.dtype == torch.bool and isinstance(value, float | int):
+        x.masked_fill_(index[(..., *[None] * (x.dim() - index.dim()))], value)
+    else:
+        x[index] = value

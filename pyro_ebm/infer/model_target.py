@@ -18,12 +18,12 @@ from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.errors import BatchingError
 from pyro_ebm._core.gradients import value_alone, value_and_gradient
-from pyro_ebm._core.linalg import NanCholesky
+from pyro_ebm._core.linalg import nan_cholesky
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.supports import same_support
 from pyro_ebm.infer.coordinates import Coordinates, unconstrained
 from pyro_ebm.infer.enumeration import AtState, Enumerate, Enumeration, find_enumeration
-from pyro_ebm.infer.fresh_tensors import FreshTensors
+from pyro_ebm.infer.fresh_tensors import fresh_tensors
 from pyro_ebm.infer.initial_points import initial_points
 from pyro_ebm.infer.messengers import LogJoint, Pointwise
 from pyro_ebm.infer.structure import LatentSite, read_structure, trace_model
@@ -148,7 +148,7 @@ class ModelTarget:
                 try:
                     return evaluate(position)
                 except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-                    with NanCholesky():
+                    with nan_cholesky():
                         return evaluate(position)
         except (RuntimeError, ValueError) as error:
             self._explain(error)
@@ -168,7 +168,7 @@ class ModelTarget:
             return function
 
         def writing(chain: Any) -> Any:
-            with FreshTensors(pytree.tree_leaves(chain)[0]):
+            with fresh_tensors(pytree.tree_leaves(chain)[0]):
                 return function(chain)
 
         return writing

@@ -85,7 +85,7 @@ class Warmup:
         return self._windows[self._window]
 
     @property
-    def _settled_metric(self) -> bool:
+    def _metric_is_given(self) -> bool:
         """Whether the metric is given for the whole run."""
         return not any(window.renews_metric for window in self._windows)
 
@@ -116,7 +116,7 @@ class Warmup:
         self.in_window = self.in_window + done.sum(0) / self.num_steps
         if self._settings.save_warmup:
             self.draws.record(done, said, {"position": metric.to_position})
-        if self.window.renews_metric or self._settled_metric:
+        if self.window.renews_metric or self._metric_is_given:
             self.reach.record(done, said["position"], metric)
         if not self.window.renews_metric:
             return

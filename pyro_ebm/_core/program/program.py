@@ -116,8 +116,9 @@ class CProgram:
         given = [*carry, *xs, *constants, *ys, *self._captured]
         memory = (ctypes.c_void_p * len(given))(*(tensor.data_ptr() for tensor in given))
         self._function(memory, self._library, self._scratch, steps, forced)
-        for error in self.take_errors():
-            raise error
+        errors = self.take_errors()
+        if errors:
+            raise errors[0]
         return ys
 
     def take_errors(self) -> list[BaseException]:

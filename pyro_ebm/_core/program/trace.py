@@ -12,10 +12,10 @@ from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
 
-from pyro_ebm._core.linalg import NanCholesky
+from pyro_ebm._core.linalg import nan_cholesky
 from pyro_ebm._core.program.mutation import without_mutation
+from pyro_ebm._core.replacing import Replacing
 
 aten = torch.ops.aten
 
@@ -65,23 +65,11 @@ def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
     return _cholesky_solve(identity.expand(factor.shape), factor, upper)
 
 
-class _OneHot(TorchFunctionMode):
-    """Makes `one_hot` of a comparison: by itself it looks at the values."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Replace one function, and leave the others alone."""
-        kwargs = kwargs or {}
-        number = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
-        if func is not torch.nn.functional.one_hot or number < 0:
-            return func(*args, **kwargs)
-        index = args[0] if args else kwargs["input"]
-        return (index.unsqueeze(-1) == torch.arange(number, device=index.device)).long()
+def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
+    """As torch's, but by a comparison: torch's looks at the values."""
+    if num_classes < 0:
+        return torch.nn.functional.one_hot(input)
+    return (input.unsqueeze(-1) == torch.arange(num_classes, device=input.device)).long()
 
 
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -92,7 +80,8 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     """
     # One fake mode for what the tracer notes of nodes: by itself it makes one for each, which takes half of its time.
     notes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
-    with NanCholesky(), _OneHot(), notes:  # a graph has no way to raise for one chain
+    one_hot = Replacing({torch.nn.functional.one_hot: _one_hot})
+    with nan_cholesky(), one_hot, notes:  # a graph has no way to raise for one chain
         graph: fx.GraphModule = make_fx(function, decomposition_table=_decompositions())(*inputs)
         graph = without_mutation(graph, inputs, _decompositions())
     graph.graph.eliminate_dead_code()

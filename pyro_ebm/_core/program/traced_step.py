@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from pyro_ebm._core.linalg import NanCholesky
+from pyro_ebm._core.linalg import nan_cholesky
 from pyro_ebm._core.program.rounding import agree, spreads
 from pyro_ebm._core.program.trace import trace
 
@@ -50,7 +50,7 @@ class TracedStep:
         self.carry_structure = parts[0][1]
         given = [leaf for leaves in self.inputs for leaf in leaves]
         self.graph: fx.GraphModule = trace(flat, given)
-        with NanCholesky():
+        with nan_cholesky():
             self._check(given, flat(*given))
 
     def _check(self, given: list[Tensor], expected: list[Tensor]) -> None:

@@ -1,8 +1,8 @@
 """Operations that C programs do not know: they call torch back, for that one operation.
 
-A call takes some ten microseconds, for all chains at once: more than a loop of a small model, and far less than to give
-up the program for it. What goes wrong in a call cannot leave C as an exception: its results are then NaN, or zero, and
-the exception is raised when the program returns.
+A call is one for all chains: it takes longer than a loop of a small model, and far less than to give up the program for
+it. What goes wrong in a call cannot leave C as an exception: its results are then NaN, or zero, and the exception is
+raised when the program returns.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Callback:
     def _copies(self, number: int, shape: torch.Size, dtype: torch.dtype) -> Any:
         def copy(pointers: Any) -> None:
             try:
-                out = self._tensor(-1 - number, pointers[0], shape, dtype)
+                out = self._tensor(-1 - number, pointers[1], shape, dtype)
                 if self._found:
                     out.copy_(self._found[number])
                 else:  # the call has failed
@@ -114,9 +114,8 @@ def _call_back(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View 
 
 
 def _emit(lowering: Lowering, place: int, read: Sequence[View], out: View, then: str = "") -> None:
-    """A call of the function at a place in the library, with pointers to what it reads."""
-    code = f"{{{{ void* given[] = {{{{ POINTERS }}}}; ((void (*)(void**))library[{place}])(given); {then} }}}}"
-    pointers = [f"{{{i}}}" for i in range(len(read))] if then else ["{out}"]
-    dtype = lowering.buffers[out.buffer].dtype
+    """A call of the function at a place in the library, with pointers to what it reads and to what it is for."""
+    pointers = ", ".join([*(f"{{{i}}}" for i in range(len(read))), "{out}"])
+    code = f"{{{{ void* given[] = {{{{ {pointers} }}}}; ((void (*)(void**))library[{place}])(given); {then} }}}}"
     operands = tuple(Operand(each, lowering.buffers[each.buffer].dtype) for each in read)
-    lowering.emit(Statement((), operands, out, dtype, code=code.replace("POINTERS", ", ".join(pointers))))
+    lowering.emit(Statement((), operands, out, lowering.buffers[out.buffer].dtype, code=code))
