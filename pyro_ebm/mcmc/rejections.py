@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Where more than one in 500 transitions of a window diverge, and more than a few, the distance of the target acceptance
 # from one shrinks as many times as they are too many, within bounds.
-_MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.25, 0.99
+_MANY_DIVERGE, _FEWEST, _MOST_SHRINKAGE, _GREATEST_TARGET = 0.002, 3, 0.1, 0.99
 # Likewise where chains are stuck for more than this share of the time: in sampling, which takes the same steps
 # everywhere, they stay there for ten times as long.
 _MUCH_STUCK, _FEWEST_STUCK, _STUCK_SHRINKAGE = 0.0005, 2, 0.5
