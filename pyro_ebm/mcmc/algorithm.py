@@ -114,7 +114,7 @@ def hmc_algorithm(
 
 
 def _hmc_parameters(trajectory_length: float, num_steps: int, adaptation: Adaptation, stage: Stage) -> hmc.Parameters:
-    steps = torch.tensor(num_steps, device=stage.reach.device)
+    steps = torch.full((), num_steps, device=stage.reach.device)
     return hmc.Parameters(adaptation.step_sizes, trajectory_length * stage.reach, steps)
 
 
@@ -297,7 +297,7 @@ def _sgld_parameters(
     offset: float, decay: float, preconditioned: bool, smoothing: float, damping: float, fixed: Adaptation, _: Stage
 ) -> sgld.Parameters:
     step_size = fixed.step_size
-    schedule = (step_size, step_size.new_tensor(offset), step_size.new_tensor(decay))
+    schedule = (step_size, torch.full_like(step_size, offset), torch.full_like(step_size, decay))
     return sgld.Parameters(*schedule, preconditioned, smoothing, damping)
 
 
@@ -319,7 +319,7 @@ def mclmc_algorithm(*, decoherence_length: float, target_accept_prob: float) -> 
 
 
 def _mclmc_parameters(decoherence_length: float, adaptation: Adaptation, _: Stage) -> mclmc.Parameters:
-    return mclmc.Parameters(adaptation.step_sizes, adaptation.step_sizes.new_tensor(decoherence_length))
+    return mclmc.Parameters(adaptation.step_sizes, adaptation.step_sizes.new_full((), decoherence_length))
 
 
 def adjusted_mclmc_algorithm(
@@ -423,7 +423,7 @@ def discrete_langevin_algorithm(*, ordinal: bool, target_accept_prob: float) -> 
 
 def _discrete_langevin_parameters(ordinal: bool, adaptation: Adaptation, _: Stage) -> discrete_langevin.Parameters:
     step_sizes = adaptation.step_sizes.clamp(max=1)
-    return discrete_langevin.Parameters(step_sizes, torch.tensor(ordinal, device=step_sizes.device))
+    return discrete_langevin.Parameters(step_sizes, torch.full((), ordinal, device=step_sizes.device))
 
 
 def mixed_algorithm(continuous: Algorithm, *, num_discrete: int) -> Algorithm:

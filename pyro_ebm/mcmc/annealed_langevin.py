@@ -46,7 +46,7 @@ class Visit(NamedTuple):
 def first_log_step(value: Tensor, event_dim: int, *, metropolis: bool) -> Tensor:
     """Log c, `()`, that is best for standard normal events of this shape; a small one if nothing is rejected."""
     dim = Size(value.shape[value.dim() - event_dim :]).numel()
-    return value.new_tensor(langevin.best_log_step_size(dim) if metropolis else math.log(_UNADJUSTED))
+    return value.new_full((), langevin.best_log_step_size(dim) if metropolis else math.log(_UNADJUSTED))
 
 
 def visit(
@@ -87,7 +87,7 @@ def visit(
     position = value.reshape(lead.numel(), -1)
     state = langevin.State(position, *target(position))
     variances = variance.to(position).expand(lead).reshape(-1)
-    corrected = torch.tensor(metropolis, device=position.device)
+    corrected = torch.full((), metropolis, device=position.device)
     rates = []
     for _ in range(num_steps):
         noise = torch.randn(position.shape, generator=generator, dtype=position.dtype, device=position.device)

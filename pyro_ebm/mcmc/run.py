@@ -210,7 +210,7 @@ class Run:
     def _part_of_block(self) -> None:
         thinning = 1 if self.warming_up else self.draws.thinning
         settings = (self.warming_up and self.settings.adapt_step_size, thinning)
-        settled = (torch.tensor(each, device=self._acceptance.device) for each in settings)
+        settled = (torch.full((), each, device=self._acceptance.device) for each in settings)
         constants = (self.metric, self.warmup.target, self._stage(), *settled)
         carry = (self._state, self._adaptation, self.draws.transitions % thinning, self._alarms)
         if self._program is None:
@@ -224,7 +224,7 @@ class Run:
         self._record(done, said)
 
     def _stage(self) -> Stage:
-        return Stage(torch.tensor(self.warming_up, device=self._acceptance.device), self.warmup.reach.value)
+        return Stage(torch.full((), self.warming_up, device=self._acceptance.device), self.warmup.reach.value)
 
     def _parameters(self) -> Any:
         return self.algorithm.parameters(self._adaptation, self._stage())

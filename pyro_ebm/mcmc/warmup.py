@@ -209,7 +209,7 @@ def _implausible(lp: Tensor, dim: int) -> Tensor:
     In the bulk, log densities spread by about `√(dim / 2)` around their median, more where tails are heavy.
     """
     if not len(lp):
-        return lp.new_tensor(-torch.inf)
+        return lp.new_full((), -torch.inf)
     median = lp.median()
     spread = (lp - median).abs().median().clamp(min=(dim / 2) ** 0.5)
     return median - _FAR * spread
