@@ -89,12 +89,13 @@ def _check(name: str, args: Any, tensors: list[Tensor], inside: list[bool]) -> N
         raise RuntimeError(f"{name}: got tensors of the device with tensors {strangers} of the host")
 
 
-def _empty(size: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, **options: Any) -> Tensor:
-    return DeviceTensor(torch.empty(size, dtype=dtype))
+def _made(operation: Any) -> Any:
+    """What makes a tensor on the device: it is made on the host, and wrapped."""
 
+    def make(*args: Any, device: Any = None, pin_memory: Any = None, **options: Any) -> Tensor:
+        return DeviceTensor(operation(*args, **options))
 
-def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **options: Any) -> Tensor:
-    return DeviceTensor(torch.empty_strided(size, stride, dtype=dtype))
+    return make
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
@@ -105,8 +106,10 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
 
 
 _LIBRARY = torch.library.Library("aten", "IMPL")
-_LIBRARY.impl("empty.memory_format", _empty, "PrivateUse1")
-_LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
+_EMPTY = ("empty.memory_format", "empty_strided")
+_RANGES = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "randperm", "randperm.generator")
+for _name in (*_EMPTY, *_RANGES, "tril_indices", "triu_indices"):
+    _LIBRARY.impl(_name, _made(getattr(torch.ops.aten, _name.partition(".")[0])), "PrivateUse1")
 _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
 
 # A trace takes tensors of its class that are not among its inputs for constants, as it does a GPU's.

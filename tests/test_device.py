@@ -217,8 +217,7 @@ def test_energies_and_their_gradients(case: EnergyCase) -> None:
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
-# What the pretended device does not have: sparse tensors, and distances.
-_BEYOND = {"cd-spin", "pcd-spin", "kernel_stein-real"}
+_BEYOND = {"cd-spin", "pcd-spin"}  # the pretended device has no sparse tensors
 _WITHIN = [(pair, name) for pair, name in zip(PAIRS, PAIR_NAMES, strict=True) if name not in _BEYOND]
 
 
