@@ -1,14 +1,21 @@
 """Densities with walls, plateaus and funnels, and models that raise: each has a clear outcome."""
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from cases import randn
 from models import check_moments, default_dtype
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pyro_ebm import HMC, MALA, MCMC, NUTS, Funnel, NeuralEnergy, SamplingWarning, energy
+from pyro_ebm._core.linalg import nan_failures
+from pyro_ebm._core.program import CompiledFunction
 from pyro_ebm.infer.kernel import Kernel
+from pyro_ebm.infer.target import build_target
 
 
 def box(x: Tensor) -> Tensor:
@@ -79,3 +86,63 @@ def test_the_next_run_sees_replaced_parameters(compile: bool) -> None:
             net.shift = nn.Parameter(torch.tensor(shift), requires_grad=False)
             mcmc.run()
             check_moments(mcmc.get_samples(group_by_chain=True)["x"], shift, 1.0)
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """`(*lead, 2)` to `(*lead, 2, 2)`, singular where both numbers are the same."""
+    first, second = x.unbind(-1)
+    return torch.stack([torch.stack([first, second], -1), torch.stack([second, first], -1)], -2)
+
+
+MATRIX_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "cholesky": lambda a: torch.linalg.cholesky(a).square().sum((-2, -1)),
+    "old_cholesky": lambda a: a.cholesky(upper=True).square().sum((-2, -1)),
+    "inv": lambda a: torch.linalg.inv(a)[..., 0, 0],
+    "inverse": lambda a: a.inverse()[..., 0, 0],
+    "solve": lambda a: torch.linalg.solve(a, a.new_tensor([[1.0], [2.0]])).sum((-2, -1)),
+    "solve_vector": lambda a: torch.linalg.solve(a, a[..., 0] + 1).sum(-1),
+    "solve_right": lambda a: torch.linalg.solve(a, a + 1, left=False).sum((-2, -1)),
+    "slogdet": lambda a: torch.linalg.slogdet(a).logabsdet,
+    "logdet": lambda a: a.logdet(),
+}
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("as_model", [False, True], ids=["energy", "model"])
+@pytest.mark.parametrize("name", MATRIX_FUNCTIONS)
+def test_a_matrix_without_an_answer_is_its_own_chains(name: str, as_model: bool, compile: bool) -> None:
+    """Value and gradient of the other chains are as if it were not there."""
+
+    def cost(x: Tensor) -> Tensor:
+        return MATRIX_FUNCTIONS[name](_matrix(x))
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+        pyro.factor("cost", -cost(x))
+
+    density = build_target(model if as_model else energy(cost, event_shape=(2,)), (), {}).log_density
+    points = torch.tensor([[2.0, 1.0], [1.0, 1.0], [3.0, -0.5]]).double()
+    evaluate = CompiledFunction(density, points, patient=False) if compile else density
+    value, gradient = evaluate(points)
+    good = torch.tensor([True, False, True])
+    assert not value[1].isfinite() or not gradient[1].isfinite().all()
+    expected = density(points[good])
+    torch.testing.assert_close((value[good], gradient[good]), expected)
+
+
+def test_answers_are_torchs_where_there_are_any() -> None:
+    """By the same functions that stand in for torch's where a matrix fails, vectors and signs included."""
+    some, singular = randn(3, 20, 3, 3), torch.zeros(1, 3, 3).double()
+    for function in (
+        torch.linalg.slogdet,
+        torch.logdet,
+        torch.inverse,
+        lambda a: torch.linalg.solve(a, a[..., 0]),
+        lambda a: torch.linalg.solve(a, a.new_ones(3)),
+        lambda a: torch.linalg.inv(a[:, None].expand(-1, 2, -1, -1)),
+    ):
+        expected = function(some)
+        with nan_failures():
+            found = function(torch.cat([some, singular]))
+        without = [each[:-1] for each in pytree.tree_leaves(found)]
+        torch.testing.assert_close(without, pytree.tree_leaves(expected), equal_nan=True)

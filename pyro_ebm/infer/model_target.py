@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_ebm._core.errors import BatchingError
 from pyro_ebm._core.gradients import value_alone, value_and_gradient
-from pyro_ebm._core.linalg import nan_cholesky
+from pyro_ebm._core.linalg import each_alone
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.supports import same_support
 from pyro_ebm.infer.coordinates import Coordinates, unconstrained
@@ -145,11 +145,7 @@ class ModelTarget:
         evaluate = self._batched_density if self.concern is None else self._density_by_chain
         try:
             with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), vmap_safe():
-                try:
-                    return evaluate(position)
-                except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-                    with nan_cholesky():
-                        return evaluate(position)
+                return each_alone(evaluate, position)
         except (RuntimeError, ValueError) as error:
             self._explain(error)
         finally:
