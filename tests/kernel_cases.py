@@ -11,7 +11,9 @@ from torch import Tensor
 from pyro_ebm import Energy
 from pyro_ebm._core.gradients import value_and_gradient
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.hamiltonian_algorithms import chees_algorithm, hmc_algorithm, nuts_algorithm
+from pyro_ebm.mcmc.local_algorithms import langevin_algorithm
 from pyro_ebm.mcmc.protocols import Stage
 from pyro_ebm.mcmc.recorder import Recorder
 from pyro_ebm.mcmc.step_size import DualAveraging

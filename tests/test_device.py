@@ -20,8 +20,8 @@ from pyro_ebm._core import randomness
 from pyro_ebm._core.program import program
 from pyro_ebm._core.program.cuda_graph import Body, CudaGraphProgram
 from pyro_ebm._core.program.traced_step import TracedStep
-from pyro_ebm.mcmc import algorithm
 from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.local_algorithms import elliptical_slice_algorithm
 from pyro_ebm.mcmc.run import Run
 from pyro_ebm.mcmc.settings import RunSettings
 
@@ -79,7 +79,7 @@ SAMPLERS: dict[str, Callable[[], Algorithm]] = {
         ("sgld", pyro_ebm.SGLD, {"step_size": 0.1}),
         ("preconditioned_sgld", pyro_ebm.SGLD, {"step_size": 0.1, "preconditioned": True}),
     ]
-} | {"elliptical_slice": algorithm.elliptical_slice_algorithm}
+} | {"elliptical_slice": elliptical_slice_algorithm}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -29,9 +29,9 @@ from pyro_ebm.mcmc import (
     sgld,
     underdamped,
 )
-from pyro_ebm.mcmc.algorithm import underdamped_algorithm
 from pyro_ebm.mcmc.integrator import leapfrog
 from pyro_ebm.mcmc.isokinetic import isokinetic_leapfrog, kick, unit
+from pyro_ebm.mcmc.local_algorithms import underdamped_algorithm
 
 NUM_CHAINS = 10_000
 NUM_TRANSITIONS = 3

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_ebm import HMC, MALA, MCMC, Barker, DoubleWell, RandomWalk, UnderdampedLangevin
 from pyro_ebm.infer.kernel import AdaptiveKernel
-from pyro_ebm.mcmc.algorithm import mixed_algorithm
+from pyro_ebm.mcmc.discrete_algorithms import mixed_algorithm
 from pyro_ebm.mcmc.metric import DiagonalMetric
 from pyro_ebm.mcmc.reach import Learns, Reach, autocorrelation_time
 

@@ -34,8 +34,10 @@ from torch.utils import _pytree as pytree
 import pyro_ebm.mcmc.reach
 from pyro_ebm import DoubleWell, QuadraticEnergy, correlated_gaussian
 from pyro_ebm._core.protocols import LogDensity
-from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm, hmc_algorithm, langevin_algorithm, nuts_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
 from pyro_ebm.mcmc.covariance import ChosenCovariance, LowRankCovariance, PooledCovariance
+from pyro_ebm.mcmc.hamiltonian_algorithms import chees_algorithm, hmc_algorithm, nuts_algorithm
+from pyro_ebm.mcmc.local_algorithms import langevin_algorithm
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric
 from pyro_ebm.mcmc.rejections import Rejections
 from pyro_ebm.mcmc.run import Run

@@ -15,7 +15,7 @@ from pyro_ebm._core.gradients import with_gradient
 from pyro_ebm._core.randomness import seeded_generator
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm._core.supports import state_range, strip_independent, unconstraining
-from pyro_ebm.mcmc.algorithm import nuts_algorithm
+from pyro_ebm.mcmc.hamiltonian_algorithms import nuts_algorithm
 from pyro_ebm.mcmc.run import Run
 from pyro_ebm.mcmc.settings import RunSettings
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from pyro_ebm.infer.kernel import AdaptiveKernel
-from pyro_ebm.mcmc.algorithm import Algorithm, chees_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.hamiltonian_algorithms import chees_algorithm
 
 
 @dataclass(eq=False)

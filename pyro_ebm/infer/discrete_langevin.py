@@ -6,7 +6,8 @@ from pyro_ebm.graphs import FactorGraph
 from pyro_ebm.infer.changes_target import ChangesTarget
 from pyro_ebm.infer.discrete_kernel import DiscreteKernel
 from pyro_ebm.infer.target import Target
-from pyro_ebm.mcmc.algorithm import Algorithm, discrete_langevin_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.discrete_algorithms import discrete_langevin_algorithm
 from pyro_ebm.mcmc.settings import RunSettings
 
 

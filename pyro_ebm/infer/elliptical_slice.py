@@ -12,7 +12,8 @@ from pyro_ebm.infer.kernel import Kernel
 from pyro_ebm.infer.model_target import ModelTarget
 from pyro_ebm.infer.pathfinder import asks_for_pathfinder
 from pyro_ebm.infer.target import Target, build_target
-from pyro_ebm.mcmc.algorithm import Algorithm, elliptical_slice_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.local_algorithms import elliptical_slice_algorithm
 from pyro_ebm.mcmc.settings import RunSettings
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from pyro_ebm.infer.exchange_target import ExchangeTarget
 from pyro_ebm.infer.kernel import AdaptiveKernel
 from pyro_ebm.infer.target import Target
-from pyro_ebm.mcmc.algorithm import Algorithm, exchange_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.local_algorithms import exchange_algorithm
 
 
 @dataclass(eq=False)

@@ -7,7 +7,8 @@ from pyro_ebm.graphs import FactorGraph
 from pyro_ebm.infer.conditional_target import ConditionalTarget
 from pyro_ebm.infer.discrete_kernel import DiscreteKernel
 from pyro_ebm.infer.target import Target
-from pyro_ebm.mcmc.algorithm import Algorithm, gibbs_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.discrete_algorithms import gibbs_algorithm
 
 
 @dataclass(eq=False)

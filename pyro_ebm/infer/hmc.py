@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 from pyro_ebm.infer.kernel import AdaptiveKernel
-from pyro_ebm.mcmc.algorithm import Algorithm, hmc_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.hamiltonian_algorithms import hmc_algorithm
 
 
 @dataclass(eq=False)

@@ -13,8 +13,9 @@ from pyro_ebm.infer.kernel import AdaptiveKernel, Kernel
 from pyro_ebm.infer.mixed_target import MixedTarget
 from pyro_ebm.infer.nuts import NUTS
 from pyro_ebm.infer.target import Target
-from pyro_ebm.mcmc.algorithm import Algorithm, mixed_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
 from pyro_ebm.mcmc.covariance import ChosenCovariance, PooledVariance
+from pyro_ebm.mcmc.discrete_algorithms import mixed_algorithm
 from pyro_ebm.mcmc.mixed import ContinuousEstimator, beside_discrete
 from pyro_ebm.mcmc.settings import RunSettings
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from pyro_ebm.infer.kernel import AdaptiveKernel
-from pyro_ebm.mcmc.algorithm import Algorithm, nuts_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.hamiltonian_algorithms import nuts_algorithm
 
 
 @dataclass(eq=False)

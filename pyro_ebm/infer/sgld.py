@@ -6,7 +6,8 @@ from typing import Any
 from pyro_ebm.infer.kernel import Kernel
 from pyro_ebm.infer.minibatch_target import MinibatchTarget
 from pyro_ebm.infer.target import Target, build_target
-from pyro_ebm.mcmc.algorithm import Algorithm, sgld_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.local_algorithms import sgld_algorithm
 from pyro_ebm.mcmc.settings import RunSettings
 
 

@@ -6,7 +6,8 @@ from pyro_ebm.graphs import FactorGraph
 from pyro_ebm.infer.discrete_kernel import DiscreteKernel
 from pyro_ebm.infer.ferromagnet_target import FerromagnetTarget
 from pyro_ebm.infer.target import Target
-from pyro_ebm.mcmc.algorithm import Algorithm, swendsen_wang_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.discrete_algorithms import swendsen_wang_algorithm
 from pyro_ebm.mcmc.settings import RunSettings
 
 

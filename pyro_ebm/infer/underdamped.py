@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from pyro_ebm.infer.kernel import AdaptiveKernel
-from pyro_ebm.mcmc.algorithm import Algorithm, underdamped_algorithm
+from pyro_ebm.mcmc.algorithm import Algorithm
+from pyro_ebm.mcmc.local_algorithms import underdamped_algorithm
 
 
 @dataclass(eq=False)
