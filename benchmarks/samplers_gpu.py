@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 import warnings
@@ -21,10 +22,9 @@ from typing import Any
 
 import torch
 from report import machine, table, write_section
-from samplers import CONVERGED, TARGETS, number
+from samplers import CONVERGED, TARGETS, number  # and so the folder of jobs is looked in too
 
-sys.path.insert(0, str(Path(__file__).parent / "jobs"))
-from pyro_ebm_job import Phases, model_of
+from pyro_ebm_job import Phases, model_of  # isort: skip
 
 warnings.simplefilter("ignore")
 import arviz as az  # noqa: E402
@@ -41,22 +41,26 @@ _LAUNCHES, _BYTES, _REPEATS = 200, 2**28, 20
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Of one repetition of some work that is queued on the device."""
-    for ends in (False, True):
-        started = time.perf_counter()
-        for _ in range(_REPEATS):
-            work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if ends:
-            return (time.perf_counter() - started) / _REPEATS
-    raise AssertionError
+    work()
+    wait(device)
+    started = time.perf_counter()
+    for _ in range(_REPEATS):
+        work()
+    wait(device)
+    return (time.perf_counter() - started) / _REPEATS
 
 
-def bounds(device: torch.device) -> tuple[float, float]:
-    """Seconds to launch a kernel that does nothing, from a graph; and to read and write a byte."""
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def bounds(device: torch.device) -> dict[str, float]:
+    """Seconds that a kernel takes which does nothing, launched from a graph; and that a byte takes, read or written."""
     one, some = torch.zeros(1, device=device), torch.zeros(_BYTES // 8, device=device)
     other = torch.empty_like(some)
-    launch = float("nan")
+    launch = math.nan
     if device.type == "cuda":
 
         def launches() -> None:
@@ -64,7 +68,7 @@ def bounds(device: torch.device) -> tuple[float, float]:
                 one.add_(1)
 
         launch = seconds(cuda_capture(launches), device) / _LAUNCHES
-    return launch, seconds(lambda: other.copy_(some), device) / (8 * some.numel())
+    return {"launch": launch, "byte": seconds(lambda: other.copy_(some), device) / (2 * _BYTES)}
 
 
 def kernels(program: CudaGraphProgram) -> int:
@@ -80,16 +84,16 @@ def tick(run: Any, device: torch.device) -> dict[str, float]:
     program = run._program
     if not isinstance(program, CudaGraphProgram):
         return {}
-    moved = 2 * sum(leaf.nbytes for leaf in program._carry)
-    moved += sum(2 * leaf[0].nbytes for leaf in (*program._xs, *program._ys))
+    moved = 2 * sum(leaf.nbytes for leaf in program._carry)  # read and written
+    moved += sum(leaf[0].nbytes for leaf in (*program._xs, *program._ys))
     return {"tick": seconds(program._replay, device), "kernels": kernels(program), "bytes": moved}
 
 
-def measure(target: str, sampler: str, chains: int, device: torch.device) -> dict[str, Any]:
+def measure(target: str, sampler: str, chains: int, device: torch.device, phases: Phases) -> dict[str, Any]:
     """One cell: a run, and what its ticks take."""
     warmup, draws = LENGTHS[chains]
     pyro.set_rng_seed(1)
-    phases, started = Phases(), time.perf_counter()
+    before = phases.sampling.wall
     with device:
         model, arguments = model_of(target)
         model = model.to(device) if isinstance(model, torch.nn.Module) else model
@@ -103,46 +107,49 @@ def measure(target: str, sampler: str, chains: int, device: torch.device) -> dic
         )
         mcmc.run(*arguments)
         found = mcmc.get_samples(group_by_chain=True)
-    total = time.perf_counter() - started
     parameters = TARGETS[target].parameters({name: value.cpu().numpy() for name, value in found.items()})
     columns = [parameters[..., i] for i in range(parameters.shape[-1])]
     return {
         "program": mcmc.attrs["program"],
         "ess": min(float(az.ess(column)) for column in columns),
         "r_hat": max(float(az.rhat(column)) for column in columns),
-        "sampling": phases.sampling.wall,
-        "total": total,
+        "sampling": phases.sampling.wall - before,
         **tick(mcmc._run, device),
     }
 
 
-def row(record: dict[str, Any], launch: float, byte: float) -> list[str]:
+def row(record: dict[str, Any]) -> list[str]:
     """A cell's line of its table."""
+    if "failure" in record:
+        return [f"{record['chains']:,}", record["sampler"], record["failure"], *[""] * 6]
     r_hat = f"**{record['r_hat']:.2f}**" if record["r_hat"] > CONVERGED else f"{record['r_hat']:.3f}"
     line = [f"{record['chains']:,}", record["sampler"], record["program"]]
     line += [number(record["ess"] / record["sampling"]), r_hat]
     if "tick" not in record:
         return [*line, *[""] * 4]
-    shares = (record["kernels"] * launch / record["tick"], record["bytes"] * byte / record["tick"])
+    parts = (record["kernels"] * record["launch"], record["bytes"] * record["byte"])
+    shares = [part / record["tick"] for part in parts]
     return [*line, number(1e6 * record["tick"]), str(record["kernels"]), *(f"{100 * share:.0f} %" for share in shares)]
 
 
 def section(records: list[dict[str, Any]], device: torch.device) -> str:
     """The section of the results."""
-    launch, byte = bounds(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"
+    rates = ""
+    if device.type == "cuda" and records:
+        rates = f" ({number(1e6 * records[-1]['launch'])} µs a kernel; {number(1e-9 / records[-1]['byte'])} GB/s)"
     parts = [
         f"""\
 {machine()}; {name}; torch {torch.__version__}, float64.
 
     python benchmarks/samplers_gpu.py --device {device.type}
 
-One run of each. ESS is the smallest bulk ESS over parameters, by seconds of the sampling phase on the wall. "Of
-launches" is the share of a tick that its kernels would take if they did nothing ({number(1e6 * launch)} µs each), "of
-copies" the share that it would take to copy what it must read and write ({number(1e-9 / byte)} GB/s)."""
+One run of each. ESS is the smallest bulk ESS over parameters, by seconds of the sampling phase on the wall, draws left
+on the device. "Of launches" is the share of a tick that its kernels would take if they did nothing, "of copies" the
+share that it would take to copy what it must read and write{rates}."""
     ]
     for target in TARGETS:
-        cells = [row(each, launch, byte) for each in records if each["target"] == target]
+        cells = [row(each) for each in records if each["target"] == target]
         if cells:
             parts.append(f"### {TARGETS[target].title}, on a GPU\n\n{table(COLUMNS, cells)}")
     return "\n\n".join(parts)
@@ -150,7 +157,7 @@ copies" the share that it would take to copy what it must read and write ({numbe
 
 def parse_options(arguments: Iterable[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--chains", nargs="+", type=int, choices=list(LENGTHS), default=list(LENGTHS))
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
@@ -163,27 +170,33 @@ def parse_options(arguments: Iterable[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure what was asked for, print the tables, and write them where asked to: the exit status."""
     options = parse_options()
-    if options.device.type == "cuda" and not torch.cuda.is_available():
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
         print("There is no GPU: got --device cuda. Use --device cpu to try the script.", file=sys.stderr)
         return 1
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     records: list[dict[str, Any]] = []
     if options.results is not None and options.results.exists():
         records = [json.loads(line) for line in options.results.read_text().splitlines()]
-    started = time.perf_counter()
+    started, phases, speeds = time.perf_counter(), Phases(), bounds(device)
     for target in options.targets:
         for chains in options.chains:
             for sampler in options.samplers:
-                cell = {"target": target, "sampler": sampler, "chains": chains}
+                cell = {"target": target, "sampler": sampler, "chains": chains, "device": options.device}
                 late = time.perf_counter() - started > 60 * options.minutes
                 if late or any(cell.items() <= record.items() for record in records):
                     continue
-                records.append(cell | measure(target, sampler, chains, options.device))
+                try:
+                    found = measure(target, sampler, chains, device, phases)
+                except torch.OutOfMemoryError as error:
+                    found = {"failure": str(error).splitlines()[0]}
+                records.append(cell | speeds | found)
                 print(json.dumps(records[-1]), flush=True)
                 if options.results is not None:
                     with options.results.open("a") as file:
                         file.write(json.dumps(records[-1]) + "\n")
-    text = section(records, options.device)
+    text = section([record for record in records if record["device"] == options.device], device)
     print(f"\n{text}")
     if options.write is not None:
         write_section(options.write, "Samplers on a GPU", text)

@@ -7,13 +7,30 @@ or waits for the device. Random numbers come from the host's generators, so that
 from collections import Counter
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental import proxy_tensor
 from torch.utils import _pytree as pytree
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("pretend")
+if torch.cuda.is_available():
+    pytest.skip("there is a GPU, and torch knows one kind at a time", allow_module_level=True)
+backend_registration = pytest.importorskip("torch.utils.backend_registration")
+if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+    pytest.skip("this torch has no devices made in Python", allow_module_level=True)
+
+
+class _Backend(backend_registration._DummyBackendModule):  # type: ignore[misc, name-defined]
+    """What torch asks of an accelerator: this one has no random numbers, and is not one to be taken by default."""
+
+    def is_available(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        return 0
+
+
+backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=_Backend())
 DEVICE = torch.device("pretend", 0)
 # How many times the host waited for the device, by what for.
 WAITS: Counter[str] = Counter()
@@ -21,7 +38,8 @@ WAITS: Counter[str] = Counter()
 # What may take tensors of both sides: copies, and indices, which torch brings to where the values are.
 _COPIES, _INDEXING = {"_to_copy", "copy_"}, {"index", "index_put", "index_put_", "_index_put_impl_"}
 # What tells the host a value, or a shape that depends on values.
-_LOOKS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim"}
+_LOOKS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "bincount", "_linalg_check_errors"}
+_LOOKS |= {"_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
 
 
 class DeviceTensor(Tensor):
@@ -101,6 +119,7 @@ def _made(operation: Any) -> Any:
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """What `torch.tensor` ends with, below what a tensor's class says."""
     assert isinstance(target, DeviceTensor)
+    WAITS["_copy_from"] += 1
     target.inner.copy_(source)
     return target
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_ebm._core.linalg import each_alone
 from pyro_ebm._core.protocols import LogDensity
 
 
@@ -16,7 +17,7 @@ def with_gradient(function: Callable[[Tensor], Tensor]) -> LogDensity:
 def value_alone(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Evaluate a function as `value_and_gradient` does, for samplers that look at no gradient: it is zero."""
     with torch.no_grad():
-        return function(x), torch.zeros_like(x)
+        return each_alone(function, x), torch.zeros_like(x)
 
 
 def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,10 +31,14 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple
         The detached value `(*lead,)` and gradient `(*lead, *event)`.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        x = x.clone() if x.is_inference() else x.detach()
-        x.requires_grad_()
-        value = function(x)
-        if not value.requires_grad:  # constant: a flat energy
-            return value.detach(), torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True, materialize_grads=True)
+        return each_alone(_value_and_gradient, function, x)
+
+
+def _value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone() if x.is_inference() else x.detach()
+    x.requires_grad_()
+    value = function(x)
+    if not value.requires_grad:  # constant: a flat energy
+        return value.detach(), torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True, materialize_grads=True)
     return value.detach(), gradient

@@ -12,29 +12,27 @@ Result = TypeVar("Result")
 
 
 def nan_cholesky() -> Replacing:
-    """Makes Cholesky factors of matrices that have none NaN, in place of raising for all; for graphs, and so few calls.
+    """Makes Cholesky factors NaN for the matrices that have none, in place of raising for all: what graphs need.
 
     One chain at a point without a density must not end the others.
     """
     return Replacing(_FACTORS)
 
 
-def nan_failures() -> Replacing:
-    """Likewise factors, inverses, solutions and determinants."""
-    return Replacing(_FUNCTIONS)
+def each_alone(function: Callable[..., Result], *args: Any) -> Result:
+    """Evaluate a function; where a matrix has no factor, inverse, solution or determinant, again, with NaN for it.
 
-
-def each_alone(function: Callable[[Tensor], Result], x: Tensor) -> Result:
-    """Evaluate a function of a batch; where matrices of some of its elements fail, theirs become NaN, and no others."""
+    So matrices of some chains end no others. Powers of matrices, and `torch.linalg.lu_factor`, raise as they do.
+    """
     try:
-        return function(x)
+        return function(*args)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        with nan_failures():
-            return function(x)
+        with Replacing(_FUNCTIONS):
+            return function(*args)
 
 
-def _cholesky(*args: Any, **kwargs: Any) -> Tensor:
-    factor, info = torch.linalg.cholesky_ex(*args, **kwargs)
+def _cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
     return _nan_where((info != 0)[..., None, None], factor)
 
 
@@ -79,14 +77,27 @@ def _nan_where(failed: Tensor, value: Tensor) -> Tensor:
     return torch.where(failed, torch.nan, value)
 
 
+def _stand_in(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """One of ours under torch's names of arguments; torch's own for complex matrices, and for results written to."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        matrices = [*args, *(kwargs[name] for name in _NAMES if name in kwargs)]
+        if kwargs.get("out") is not None or any(isinstance(each, Tensor) and each.is_complex() for each in matrices):
+            return theirs(*args, **kwargs)
+        return ours(*matrices, **{name: value for name, value in kwargs.items() if name not in (*_NAMES, "out")})
+
+    return call
+
+
+_NAMES = ("A", "input", "B")
 _FACTORS: dict[Any, Any] = {
-    torch.linalg.cholesky: _cholesky,
-    **dict.fromkeys((torch.cholesky, Tensor.cholesky), _old_cholesky),
+    torch.linalg.cholesky: _stand_in(torch.linalg.cholesky, _cholesky),
+    **{each: _stand_in(each, _old_cholesky) for each in (torch.cholesky, Tensor.cholesky)},
 }
 _FUNCTIONS: dict[Any, Any] = {
     **_FACTORS,
-    **dict.fromkeys((torch.linalg.inv, torch.inverse, Tensor.inverse), _inverse),
-    torch.linalg.solve: _solution,
-    **dict.fromkeys((torch.linalg.slogdet, torch.slogdet, Tensor.slogdet), _slogdet),
-    **dict.fromkeys((torch.logdet, Tensor.logdet), _logdet),
+    **{each: _stand_in(each, _inverse) for each in (torch.linalg.inv, torch.inverse, Tensor.inverse)},
+    torch.linalg.solve: _stand_in(torch.linalg.solve, _solution),
+    **{each: _stand_in(each, _slogdet) for each in (torch.linalg.slogdet, torch.slogdet, Tensor.slogdet)},
+    **{each: _stand_in(each, _logdet) for each in (torch.logdet, Tensor.logdet)},
 }

@@ -1,13 +1,11 @@
 """An energy distribution as a target: it takes leading chain dims natively, so that no vmap is needed."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from pyro_ebm._core.gradients import value_alone, value_and_gradient
-from pyro_ebm._core.linalg import each_alone
 from pyro_ebm._core.ravel import Raveler
 from pyro_ebm._core.shapes import sum_rightmost
 from pyro_ebm.distributions import EnergyDistribution
@@ -57,8 +55,7 @@ class EnergyTarget:
 
     def log_density(self, position: Tensor, /) -> tuple[Tensor, Tensor]:
         """Log density and gradient, `(chains, dim)` to `(chains,)` and `(chains, dim)`."""
-        evaluate = value_and_gradient if self._gradient else value_alone
-        return each_alone(partial(evaluate, self._log_density), position)
+        return (value_and_gradient if self._gradient else value_alone)(self._log_density, position)
 
     def constrain(self, position: Tensor) -> dict[str, Tensor]:
         """Unconstrained `(*lead, dim)` to `{"x": (*lead, *batch, *event)}`."""

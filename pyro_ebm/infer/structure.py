@@ -16,7 +16,7 @@ from torch.distributions import Distribution, Transform
 from torch.distributions.constraints import Constraint
 
 from pyro_ebm._core.errors import BatchingError, EnergyShapeError
-from pyro_ebm._core.linalg import nan_failures
+from pyro_ebm._core.linalg import each_alone
 from pyro_ebm._core.supports import unconstraining
 from pyro_ebm.infer.coordinates import Coordinates, unconstrained
 
@@ -161,7 +161,12 @@ def trace_model(
         EnergyShapeError: if an energy does not reduce just its event dims.
         UnnormalizedError: if a density lacks a log Z that is not a constant here.
     """
-    with poutine.block(), pyro.validation_enabled(False), nan_failures(), FillLatents(free, coordinates):
+    with poutine.block(), pyro.validation_enabled(False):
+        return each_alone(_scored_trace, model, args, kwargs, FillLatents(free, coordinates))
+
+
+def _scored_trace(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], fill: FillLatents) -> Any:
+    with fill:
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         for name in trace.nodes:
             try:

@@ -84,6 +84,8 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
     with nan_cholesky(), one_hot, notes:  # a graph has no way to raise for one chain
         graph: fx.GraphModule = make_fx(function, decomposition_table=_decompositions())(*inputs)
         graph = without_mutation(graph, inputs, _decompositions())
+    for node in graph.graph.find_nodes(op="call_function", target=aten._linalg_check_errors.default):
+        graph.graph.erase_node(node)  # what is singular for one chain is no matter of the others
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph

@@ -93,8 +93,6 @@ class Callback:
 @handles("*")
 def _call_back(lowering: Lowering, n: Any, result: Any) -> View | Sequence[View | None]:
     schema = n.target._schema
-    if schema.name == "aten::_linalg_check_errors":  # what is singular for one chain is no matter of the others
-        return ()
     several = not isinstance(result, Tensor)
     results = {i: each for i, each in enumerate(result if several else [result]) if each is not None}
     aliases = any(each.alias_info is not None for each in (*schema.arguments, *schema.returns))
