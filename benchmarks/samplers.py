@@ -34,7 +34,7 @@ from report import machine, table, write_section
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "jobs"))
-from targets import TARGETS  # noqa: E402
+from targets import TARGETS, Array  # noqa: E402
 
 warnings.simplefilter("ignore")  # ArviZ's, about its future
 import arviz as az  # noqa: E402
@@ -196,13 +196,16 @@ def launch(job: Job, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         with np.load(saved) as file:
             parameters = TARGETS[job.target].parameters(dict(file))
+    return report | {"draws": parameters.shape[1]} | convergence(parameters)
+
+
+def convergence(parameters: Array) -> dict[str, float]:
+    """The smallest bulk ESS, and the largest rank-normalised split R-hat, of draws `(chains, draws, P)`."""
     columns = [parameters[..., i] for i in range(parameters.shape[-1])]
-    report["draws"] = parameters.shape[1]
-    report["ess"] = min(float(az.ess(column)) for column in columns)
+    ess = min(float(az.ess(column)) for column in columns)
     if len(parameters) == 1:  # ArviZ wants two chains, and splits each: so one is split beforehand
         columns = [column[:, : column.size // 2 * 2].reshape(2, -1) for column in columns]
-    report["r_hat"] = max(float(az.rhat(column)) for column in columns)
-    return report
+    return {"ess": ess, "r_hat": max(float(az.rhat(column)) for column in columns)}
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
@@ -266,6 +269,11 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def r_hat_cell(r_hat: float) -> str:
+    """R-hat, bold where it says that the other figures say little."""
+    return f"**{r_hat:.2f}**" if r_hat > CONVERGED else f"{r_hat:.3f}"
+
+
 COLUMNS = ("chains", "sampler", "min ESS / cpu s", "ESS / s, cold", "ESS / 1k gradients", "R-hat", "build s", "cold s")
 
 
@@ -280,7 +288,7 @@ def tables(rows: dict[Job, Row]) -> str:
                 cells.append([f"{job.chains:,}", title, row.failure, *[""] * (len(COLUMNS) - 3)])
                 continue
             figures = [row.per_cpu_second, row.per_cold_second, row.per_1k_gradients]
-            r_hat = f"**{row.r_hat:.2f}**" if row.r_hat > CONVERGED else f"{row.r_hat:.3f}"
+            r_hat = r_hat_cell(row.r_hat)
             note = f" ({row.notes})" if row.notes not in ("", "C") else ""
             times = [number(row.build), number(row.cold)]
             cells.append([f"{job.chains:,}", title + note, *map(number, figures), r_hat, *times])

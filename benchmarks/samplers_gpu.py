@@ -15,23 +15,20 @@ import json
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from report import machine, table, write_section
-from samplers import CONVERGED, TARGETS, number  # and so the folder of jobs is looked in too
+from samplers import TARGETS, convergence, number, r_hat_cell  # and so the folder of jobs is looked in too
 
 from pyro_ebm_job import Phases, model_of  # isort: skip
 
-warnings.simplefilter("ignore")
-import arviz as az  # noqa: E402
-import pyro  # noqa: E402
+import pyro
 
-import pyro_ebm  # noqa: E402
-from pyro_ebm._core.program.cuda_graph import CudaGraphProgram, cuda_capture  # noqa: E402
+import pyro_ebm
+from pyro_ebm._core.program.cuda_graph import CudaGraphProgram, cuda_capture
 
 SAMPLERS = ("NUTS", "ChEES", "AdjustedMCLMC")
 LENGTHS = {64: (500, 1000), 1024: (300, 300), 16384: (200, 100)}  # warm-up and draws, by chains
@@ -108,11 +105,9 @@ def measure(target: str, sampler: str, chains: int, device: torch.device, phases
         mcmc.run(*arguments)
         found = mcmc.get_samples(group_by_chain=True)
     parameters = TARGETS[target].parameters({name: value.cpu().numpy() for name, value in found.items()})
-    columns = [parameters[..., i] for i in range(parameters.shape[-1])]
     return {
         "program": mcmc.attrs["program"],
-        "ess": min(float(az.ess(column)) for column in columns),
-        "r_hat": max(float(az.rhat(column)) for column in columns),
+        **convergence(parameters),
         "sampling": phases.sampling.wall - before,
         **tick(mcmc._run, device),
     }
@@ -122,9 +117,8 @@ def row(record: dict[str, Any]) -> list[str]:
     """A cell's line of its table."""
     if "failure" in record:
         return [f"{record['chains']:,}", record["sampler"], record["failure"], *[""] * 6]
-    r_hat = f"**{record['r_hat']:.2f}**" if record["r_hat"] > CONVERGED else f"{record['r_hat']:.3f}"
     line = [f"{record['chains']:,}", record["sampler"], record["program"]]
-    line += [number(record["ess"] / record["sampling"]), r_hat]
+    line += [number(record["ess"] / record["sampling"]), r_hat_cell(record["r_hat"])]
     if "tick" not in record:
         return [*line, *[""] * 4]
     parts = (record["kernels"] * record["launch"], record["bytes"] * record["byte"])

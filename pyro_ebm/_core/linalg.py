@@ -22,7 +22,8 @@ def nan_cholesky() -> Replacing:
 def each_alone(function: Callable[..., Result], *args: Any) -> Result:
     """Evaluate a function; where a matrix has no factor, inverse, solution or determinant, again, with NaN for it.
 
-    So matrices of some chains end no others. Powers of matrices, and `torch.linalg.lu_factor`, raise as they do.
+    So matrices of some chains end no others. Whatever else fails is raised, such as eigenvalues that do not converge,
+    powers of singular matrices, and `torch.linalg.lu_factor`.
     """
     try:
         return function(*args)
