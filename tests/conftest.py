@@ -8,6 +8,9 @@ import torch
 
 from pyro_ebm._core.program.lowering import HANDLERS, UnsupportedError
 
+# What has a device of its own runs in a process of its own, by `test_device.py`; doctests would import it here.
+collect_ignore = ["on_device.py", "pretend_device.py"]
+
 torch.set_num_threads(1)  # the tensors are small: threads would wait for one another
 
 

@@ -8,6 +8,7 @@ TESTS = Path(__file__).parent / "on_device.py"
 
 
 def test_what_runs_on_a_device() -> None:
+    assert "pretend_device" not in sys.modules  # or other tests would have its device too
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS.parents[1])
     assert done.returncode in (0, 5), f"{done.stdout}\n{done.stderr}"  # 5: skipped as a whole
