@@ -127,7 +127,7 @@ def test_the_transitions_that_count_are_those_made_with_the_present_step_size(sa
     state = algorithm.init(log_density, start, parameters, algorithm.draw_randomness(start, random))
     waiting: dict[int, list[float]] = {}
     num_updates, num_counted, num_ended = 0, 0, 0
-    for _ in range(300):
+    for _ in range(600 if sampler.name == "chees" else 300):  # its trajectories are the longest
         parameters = algorithm.parameters(adaptation, warming_up)
         present = 0.5 * adaptation.step_size.square() if sampler.name in ("mala", "ula") else adaptation.step_size
         state, info = algorithm.step(log_density, state, algorithm.draw_randomness(start, random), parameters)

@@ -84,12 +84,12 @@ def show(reach: Reach, steps: Tensor) -> None:
 
 
 def test_steps_are_as_many_as_chains_need() -> None:
-    """Three times as many where draws have a time of nine; four times at most, and not beyond the bound, nor below."""
+    """3.6 times as many where draws have a time of nine; four times at most, and not beyond the bound, nor below."""
     slow, slower = (autoregression(5, correlation, 64, 64) for correlation in (0.8, 0.95))
     reach = reach_of(slow[:16])
     reach.renew()
-    assert float(reach.value) == pytest.approx(float(autocorrelation_time(slow[:16]).max()) / 3)
-    assert reach.num_steps == round(float(reach.value)) == 2  # seen for 64 draws only, a time of nine seems shorter
+    assert float(reach.value) == pytest.approx(float(autocorrelation_time(slow[:16]).max()) / 2.5)
+    assert reach.num_steps == round(float(reach.value)) == 3  # seen for 64 draws only, a time of nine seems shorter
     reach = reach_of(slower[:16])
     reach.renew()
     assert reach.num_steps == 4
@@ -169,7 +169,7 @@ KERNELS = [MALA, Barker, RandomWalk, UnderdampedLangevin]
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
 def test_between_wells_draws_go_further(kernel: type[AdaptiveKernel]) -> None:
-    """Draws are right, and of three one is worth an independent one: the bound is for twice as many."""
+    """Draws are right, and 2.5 are worth an independent one: the bound is for twice as many."""
     torch.manual_seed(0)
     energy = DoubleWell(2, 5.0 if kernel is RandomWalk else 2.5).double()  # it moves further than local dynamics do
     sizes, usual = [], kernel(energy).algorithm().num_steps

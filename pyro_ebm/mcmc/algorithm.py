@@ -1,5 +1,6 @@
 """What a run asks of a sampler: its module's functions, bound to their settings."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ class Algorithm:
         usual_ticks: how many ticks a transition takes, until they have been counted.
         num_steps: what a run counts as one transition is so many of this sampler's, of which the last makes a draw.
         learns: what the warm-up raises where draws remember one another for long.
+        learns_below: with fewer chains than so many.
         sticks: whether chains under steps that are too long for where they are stay there, and do not diverge.
         remedy: what helps where transitions diverge.
         structured: whether it asks the log density for more than value and gradient, such as conditionals. That is then
@@ -42,6 +44,7 @@ class Algorithm:
     usual_ticks: float = 4.0
     num_steps: int = 1
     learns: Learns | None = None
+    learns_below: float = math.inf
     sticks: bool = False
     remedy: str = "raise target_accept_prob, or reparametrise the model"
     structured: bool = False

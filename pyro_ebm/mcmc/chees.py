@@ -2,14 +2,16 @@
 
 The change in the estimator of the expected square (ChEES), `C(T) = ¼ E[(|x' - E x'|² - |x - E x|²)²]`, says how far
 apart a trajectory of length T carries a chain. What is maximised is `C(T) / T^a` with a small power a, by gradients
-averaged over chains: C itself goes on growing with T where tails are heavy. Chains move in step, so that no gradient is
-wasted, and lengths are jittered by a quasi-random sequence.
+averaged over chains: C itself goes on growing with T where tails are heavy. Few chains say little of it, and go at
+least as far as those of Hamiltonian Monte Carlo would. Chains move in step, so that no gradient is wasted, and lengths
+are jittered by a quasi-random sequence.
 
 References:
     Hoffman, Radul and Sountsov 2021, An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo.
     Sountsov and Hoffman 2022, Focusing on difficult directions for learning HMC trajectory lengths.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,8 +30,9 @@ MAX_NUM_STEPS = 1024
 _FIRST_MAX_STEPS, _MORE_STEPS, _WIDER = 16.0, 2.0, 4.0
 # The logarithm of the length moves this far for each unit of the rate's logarithmic gradient. The criterion's part in
 # it is taken from running means, and held between -1 and 1: beyond lengths of any use it is noise without a mean, and
-# what is left leads back. Fewer chains than so many are noisier, and learn more slowly.
-_LEARNING_RATE, _FORGETTING, _MANY_CHAINS = 0.1, 0.9, 16
+# what is left leads back. Fewer chains than so many are noisier, and learn more slowly; they go at least so far, on
+# average half of it, which suits a standard normal.
+_LEARNING_RATE, _FORGETTING, MANY_CHAINS, _USUAL_LENGTH = 0.1, 0.9, 16, math.pi
 # The power of the length by which the criterion is divided is `_THRIFT (1 + _CAUTION / chains)`: it leads back from
 # lengths that are too long, against the noise of few chains.
 _THRIFT, _CAUTION = 0.1, 6.0
@@ -273,8 +276,15 @@ class LengthAdaptation(NamedTuple):
 
     @property
     def trajectory_length(self) -> Tensor:
-        """The present trajectory length, `()`."""
+        """The length that is learned, `()`."""
         return self.log_length.exp()
+
+    def length(self, reach: Tensor) -> Tensor:
+        """The length of trajectories, `()`: learned, but for few chains at least the usual one times `reach`, `()`."""
+        if len(self.averaging.transitions) >= MANY_CHAINS:
+            return self.trajectory_length
+        least = torch.minimum(_USUAL_LENGTH * reach, self.step_size * self.max_steps)
+        return torch.maximum(self.trajectory_length, least)
 
     def adapt(self, info: Info, sound: Tensor, target: Tensor | float) -> "LengthAdaptation":
         """See `Adaptation`."""
@@ -288,7 +298,7 @@ class LengthAdaptation(NamedTuple):
         )
         chains = len(sound)
         slope = (gradient / criterion.clamp(min=1e-30)).clamp(-1, 1) - _THRIFT * (1 + _CAUTION / chains)
-        rate = _LEARNING_RATE * min(1.0, chains / _MANY_CHAINS) ** 0.5
+        rate = _LEARNING_RATE * min(1.0, chains / MANY_CHAINS) ** 0.5
         averaging = self.averaging.adapt(info, sound, target)
         least, most = averaging.log_step_size, averaging.log_step_size + self.max_steps.log()
         log_length = torch.minimum(torch.maximum(self.log_length + rate * slope, least), most)

@@ -69,6 +69,8 @@ def chees_algorithm(*, target_accept_prob: float = 0.8) -> Algorithm:
         adaptation=LengthAdaptation.start,
         parameters=_chees_parameters,
         target_accept_prob=target_accept_prob,
+        learns="trajectory_length",
+        learns_below=chees.MANY_CHAINS,
     )
 
 
@@ -84,8 +86,8 @@ class _FromSeed:
         return self.function(log_density, chains, *made)
 
 
-def _chees_parameters(adaptation: LengthAdaptation, _: Stage) -> chees.Parameters:
-    return chees.Parameters(adaptation.step_sizes, adaptation.trajectory_length)
+def _chees_parameters(adaptation: LengthAdaptation, stage: Stage) -> chees.Parameters:
+    return chees.Parameters(adaptation.step_sizes, adaptation.length(stage.reach))
 
 
 def mclmc_algorithm(*, decoherence_length: float, target_accept_prob: float) -> Algorithm:

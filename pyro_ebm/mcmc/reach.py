@@ -27,10 +27,11 @@ _CHAINS, _COORDINATES, _FINEST = 64, 64, 4
 # So many draws of each chain tell enough, at first; then twice as many, and so on up to the most. Fewer than the fewest
 # tell nothing.
 _FIRST_STRETCH, _LONGEST_STRETCH, _FEWEST = 64, 256, 20
-# A draw shall count for a third of an independent one; it goes at most so many times as far as before.
-_WANTED = 3.0
+# So many draws shall be worth an independent one; a draw goes at most so many times as far as before.
+_WANTED = 2.5
 _MOST_GROWTH: dict[Learns, float] = {"num_steps": 4.0, "trajectory_length": 2.0}
-# Longer trajectories whose steps are worth so much less are too long; more where fewer chains than these can tell.
+# Longer trajectories whose steps are worth so much less are too long; more where fewer chains than these tell, for one
+# bad stretch would hold back a whole window.
 _DEARER, _MANY_CHAINS = 0.2, 16
 
 
@@ -137,7 +138,7 @@ class Reach:
             # Of pieces of one length: what is seen of a long memory grows with the time for which it is looked at.
             pieces = draws.unfold(1, min(draws.shape[1], _FIRST_STRETCH), _FIRST_STRETCH).flatten(0, 1).mT
             price = value * float(autocorrelation_time(pieces).max())
-            doubt = max(1.0, (_MANY_CHAINS / self._shape[0]) ** 0.5)
+            doubt = max(1.0, _MANY_CHAINS / self._shape[0])
             if value > self._best and price > (1 + doubt * _DEARER) * self._price:
                 self._furthest = self._best
             elif price < self._price or value > self._best:

@@ -6,6 +6,7 @@ the same draws as one that was not.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,9 +26,11 @@ from pyro_ebm.mcmc.step_size import reasonable_step_size
 from pyro_ebm.mcmc.warmup import Warmup
 
 # Ticks in a block, between two looks at the counters: enough to make the look cheap, within a bound on its memory.
-_MOST_TICKS, _MOST_NUMBERS = 256, 2**22
-# Ticks at a time where a tick is slow, for want of a program that repeats itself: what an interruption may lose.
-_SLOW_TICKS, _WHOLE = 8, ("C", "CUDA graph")
+# Where a transition takes many, a block of draws is a few transitions.
+_MOST_TICKS, _MOST_TRANSITIONS, _MOST_NUMBERS = 256, 4, 2**22
+# Ticks at a time where a tick is slow, for want of a program that repeats itself, or where one does not end soon: what
+# an interruption may lose, and has to wait for, in seconds.
+_SLOW_TICKS, _WHOLE, _PATIENCE = 8, ("C", "CUDA graph"), 0.5
 # A new metric whose variances differ from the old one's by less than this factor, in logarithms, changes no scale.
 _SAME_SCALE = 0.7
 # The share of what a window still needs that is done before looking again.
@@ -75,6 +78,7 @@ class Run:
         self._acceptance = torch.zeros_like(step_size)
         self._ticks = self._ended = 0  # in this window: of all chains together, and transitions that ended in them
         self._pending: Any = None  # the randomness of the rest of the block
+        self._pace = _PATIENCE / _MOST_TICKS  # seconds that a tick took
         self.concerns: list[str] = []
         self._log_density = self._traceable = log_density
         if settings.compile != "no" and not algorithm.structured:
@@ -174,15 +178,24 @@ class Run:
 
     def _block_length(self) -> int:
         """Ticks until the counters should be looked at again: a function of the run's state, so that runs repeat."""
-        if self.warming_up:
-            missing = max(self.warmup.missing, 1) * _WINDOW_SHARE
-        else:
-            missing = self.settings.num_samples * self.draws.thinning - int(self.draws.transitions.min())
         usual = self.algorithm.usual_ticks
         ticks_to_transition = self._ticks * self.num_chains / max(self._ended, 1) if self._ticks else usual
+        if self.warming_up:
+            missing, most = max(self.warmup.missing, 1) * _WINDOW_SHARE, _MOST_TICKS
+        else:
+            missing = self.settings.num_samples * self.draws.thinning - int(self.draws.transitions.min())
+            most = max(_MOST_TICKS, int(_MOST_TRANSITIONS * ticks_to_transition))
         numbers = self._state.position.numel() + sum(each.subsample_size for each in self.settings.subsamples)
-        most = min(_MOST_TICKS, max(1, _MOST_NUMBERS // numbers))
+        most = min(most, max(1, _MOST_NUMBERS // numbers))
         return max(1, min(int(missing * ticks_to_transition) + 1, most))
+
+    def _part_length(self, ahead: int) -> int:
+        """Ticks until an interruption is heard, of so many that are left of the block: they make no other draws."""
+        if self._program is None or self._program.rung not in _WHOLE:
+            return min(ahead, _SLOW_TICKS)
+        if self.warming_up:  # what a window learns is counted by parts
+            return ahead
+        return min(ahead, max(_SLOW_TICKS, int(_PATIENCE / self._pace)))
 
     def _tick(self, carry: Any, randomness: Any, constants: Any) -> tuple[Any, Any]:
         """One tick, as a function of tensors: what a program repeats."""
@@ -216,11 +229,13 @@ class Run:
         if self._program is None:
             self._program = self._make_program(carry, pytree.tree_map(lambda x: x[0], self._pending), constants)
         ahead = len(pytree.tree_leaves(self._pending)[0])
-        ticks = ahead if self._program.rung in _WHOLE else min(ahead, _SLOW_TICKS)
+        ticks = self._part_length(ahead)
         randomness = pytree.tree_map(lambda x: x[:ticks], self._pending)
+        started = time.perf_counter()
         (self._state, self._adaptation, _, self._alarms), (done, said) = self._program(carry, randomness, constants)
         self._pending = pytree.tree_map(lambda x: x[ticks:], self._pending) if ticks < ahead else None
         self._ticks, self._ended = self._ticks + ticks, self._ended + int(done.sum())
+        self._pace = (time.perf_counter() - started) / ticks
         self._record(done, said)
 
     def _stage(self) -> Stage:

@@ -50,7 +50,8 @@ class Warmup:
         self._window = 0
         self._before = torch.zeros(len(position), dtype=torch.long, device=device)  # transitions in earlier windows
         self.target = torch.tensor(algorithm.target_accept_prob, dtype=position.dtype, device=device)
-        self.reach = Reach(algorithm.learns, algorithm.num_steps, position)
+        learns = algorithm.learns if len(position) < algorithm.learns_below else None
+        self.reach = Reach(learns, algorithm.num_steps, position)
         self.moved = torch.zeros_like(self._before)
         saved = settings.warmup_steps if settings.save_warmup else 0
         folder = settings.folder / "warmup" if settings.folder is not None else None
