@@ -293,6 +293,19 @@ def test_a_trajectory_that_says_nothing_leaves_the_length() -> None:
     assert not torch.equal(ours.adapt(info, sound, 0.8).log_length, ours.log_length)
 
 
+def test_few_chains_go_as_far_as_hmc_whatever_they_learn() -> None:
+    """And twice as far where draws remember one another; but no further than the bound on the number of steps."""
+    for chains, few in ((15, True), (16, False)):
+        ours = LengthAdaptation.start(float64(0.01), chains)
+        assert float(ours.length(float64(2.0))) == pytest.approx(0.01 * (16 if few else math.e))
+        ours = ours._replace(max_steps=float64(1000.0))
+        for reach in (1.0, 2.0):
+            expected = math.pi * reach if few else 0.01 * math.e
+            assert float(ours.length(float64(reach))) == pytest.approx(expected)
+        ours = ours._replace(log_length=float64(3.0))
+        assert float(ours.length(float64(2.0))) == pytest.approx(math.exp(3.0))
+
+
 def test_a_new_scale_makes_the_length_start_anew() -> None:
     ours = LengthAdaptation.start(float64(0.3), 4)
     for seed in range(40):

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import pyro_ebm.mcmc.reach
+import pyro_ebm.mcmc.run
 from pyro_ebm import DoubleWell, QuadraticEnergy, correlated_gaussian
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc.algorithm import Algorithm
@@ -440,6 +441,28 @@ def well_run(sampler: SamplerCase, settings: RunSettings, *, seed: int = 1, wrap
     log_density = log_density_of(DoubleWell(3, 1.0).double())
     start = randn(2, 5, 3).clamp(-1.5, 1.5)
     return make_run(wrap(log_density) if wrap else log_density, start, settings, algorithm=sampler.make(), seed=seed)
+
+
+def test_where_transitions_are_long_blocks_are_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of four transitions; and the parts of them that slow ticks ask for make the same draws."""
+    sampler = SamplerCase("hmc", lambda: hmc_algorithm(trajectory_length=1.0, num_steps=100))
+    settings, part_length = RunSettings(num_samples=12, warmup_steps=10, compile="yes"), Run._part_length
+    lengths: dict[float, list[int]] = {1e3: [], 0.0: []}
+    runs = []
+    for patience, parts in lengths.items():
+
+        def observed(run: Run, ahead: int, parts: list[int] = parts) -> int:
+            parts.append(part_length(run, ahead))
+            return parts[-1]
+
+        monkeypatch.setattr(pyro_ebm.mcmc.run, "_PATIENCE", patience)
+        monkeypatch.setattr(Run, "_part_length", observed)
+        runs.append(finish(well_run(sampler, settings)))
+        assert runs[-1].rung == "C"
+    assert_same_draws(*runs)
+    patient, impatient = lengths.values()
+    assert max(patient) == 400
+    assert impatient.count(8) > 100
 
 
 @parametrize(LEARNING, "sampler")
