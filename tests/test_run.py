@@ -446,7 +446,7 @@ def well_run(sampler: SamplerCase, settings: RunSettings, *, seed: int = 1, wrap
 def test_where_transitions_are_long_blocks_are_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four transitions; and the parts of them that slow ticks ask for make the same draws."""
     sampler = SamplerCase("hmc", lambda: hmc_algorithm(trajectory_length=1.0, num_steps=100))
-    settings, part_length = RunSettings(num_samples=12, warmup_steps=10, compile="yes"), Run._part_length
+    settings, part_length = RunSettings(num_samples=24, warmup_steps=10, compile="yes"), Run._part_length
     lengths: dict[float, list[int]] = {1e3: [], 0.0: []}
     runs = []
     for patience, parts in lengths.items():
@@ -461,8 +461,8 @@ def test_where_transitions_are_long_blocks_are_too(monkeypatch: pytest.MonkeyPat
         assert runs[-1].rung == "C"
     assert_same_draws(*runs)
     patient, impatient = lengths.values()
-    assert max(patient) == 400
-    assert impatient.count(8) > 100
+    assert 400 <= max(patient) < 450  # a transition seems longer, where some have not ended
+    assert impatient.count(8) > 200
 
 
 @parametrize(LEARNING, "sampler")

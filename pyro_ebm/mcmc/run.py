@@ -26,7 +26,7 @@ from pyro_ebm.mcmc.step_size import reasonable_step_size
 from pyro_ebm.mcmc.warmup import Warmup
 
 # Ticks in a block, between two looks at the counters: enough to make the look cheap, within a bound on its memory.
-# Where a transition takes many, a block of draws is a few transitions.
+# Where a transition takes many, a block of draws is a few transitions, and no more than all before it.
 _MOST_TICKS, _MOST_TRANSITIONS, _MOST_NUMBERS = 256, 4, 2**22
 # Ticks at a time where a tick is slow, for want of a program that repeats itself, or where one does not end soon: what
 # an interruption may lose, and has to wait for, in seconds.
@@ -184,7 +184,7 @@ class Run:
             missing, most = max(self.warmup.missing, 1) * _WINDOW_SHARE, _MOST_TICKS
         else:
             missing = self.settings.num_samples * self.draws.thinning - int(self.draws.transitions.min())
-            most = max(_MOST_TICKS, int(_MOST_TRANSITIONS * ticks_to_transition))
+            most = max(_MOST_TICKS, min(int(_MOST_TRANSITIONS * ticks_to_transition), self._ticks))
         numbers = self._state.position.numel() + sum(each.subsample_size for each in self.settings.subsamples)
         most = min(most, max(1, _MOST_NUMBERS // numbers))
         return max(1, min(int(missing * ticks_to_transition) + 1, most))
