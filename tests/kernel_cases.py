@@ -89,7 +89,7 @@ ULA = SamplerCase("ula", lambda: langevin_algorithm(metropolis=False, target_acc
 
 def stage(*, warming_up: bool) -> Stage:
     """Of a run whose draws go as far as usual."""
-    return Stage(torch.tensor(warming_up), torch.tensor(1.0).double())
+    return Stage(torch.tensor(warming_up), torch.tensor(False), torch.tensor(1.0).double())
 
 
 def parameters_of(algorithm: Algorithm, step_size: float, like: Tensor) -> Any:

@@ -48,6 +48,7 @@ from pyro_ebm import (
     MALA,
     MCMC,
     NUTS,
+    AdjustedMCLMC,
     DoubleWell,
     Energy,
     EnergyDistribution,
@@ -155,6 +156,33 @@ def test_gaussian_energy(kernel: type[Kernel], full_mass: bool) -> None:
     assert abs(values[0, 0] - covariance[0, 1].item()) < z_limit(1) * errors[0, 0]
     check_mixing(draws(mcmc))
     assert mcmc.inverse_mass_matrix.shape == ((2, 2) if full_mass else (2,))
+
+
+@pytest.mark.parametrize("num_chains", [4, 64])
+@pytest.mark.parametrize("kernel", [HMC, AdjustedMCLMC])
+def test_chains_come_to_a_bulk_that_is_far_away(kernel: Callable[..., Kernel], num_chains: int) -> None:
+    """Of a regression's level and slope, where steps must be tiny at first, trajectories are short until then."""
+    random = torch.Generator().manual_seed(0)
+    design = torch.stack([torch.ones(200), 66 + 4 * torch.randn(200, generator=random)], -1)
+    outcome = design @ torch.tensor([-60_000.0, 1_300.0]) + 19_000 * torch.randn(200, generator=random)
+
+    def energy_of(x: Tensor) -> Tensor:
+        residual = outcome - (design @ x[..., :2, None]).squeeze(-1)
+        return 200 * x[..., 2] + 0.5 * residual.square().sum(-1) * (-2 * x[..., 2]).exp()
+
+    mcmc = run(
+        kernel(energy(energy_of, event_shape=(3,))),
+        num_samples=500,
+        warmup_steps=1000,
+        num_chains=num_chains,
+        save_warmup=True,
+    )
+    values, errors = moments(draws(mcmc))
+    expected = torch.linalg.lstsq(design, outcome.unsqueeze(-1)).solution.squeeze(-1).numpy()
+    assert (abs(values[0, :2] - expected) < z_limit(8) * errors[0, :2]).all()
+    check_mixing(draws(mcmc))
+    first = mcmc._require_run().warmup.draws.draws()["n_steps"][:, :75]
+    assert 32 < first.max() <= 64
 
 
 def test_unadjusted_langevin_has_just_the_bias_of_its_step() -> None:

@@ -109,8 +109,11 @@ def _underdamped(step_size: Tensor, friction: float, metropolis: bool) -> underd
     return underdamped.Parameters(step_size, torch.full_like(step_size, friction), torch.tensor(metropolis))
 
 
-def _adjusted(step_size: Tensor, length: float, num_steps: int) -> hmc.Parameters:
-    return adjusted_mclmc.Parameters(step_size, torch.full_like(step_size, length), torch.tensor(num_steps))
+def _adjusted(
+    step_size: Tensor, length: float, num_steps: int = 0, newtonian: bool = False
+) -> adjusted_mclmc.Parameters:
+    settings = (torch.tensor(num_steps), torch.tensor(newtonian))
+    return adjusted_mclmc.Parameters(step_size, torch.full_like(step_size, length), *settings)
 
 
 def _sgld(step_size: Tensor, decay: float, **settings: Any) -> sgld.Parameters:
@@ -142,7 +145,13 @@ EXACT = [
     KernelCase(
         "adjusted_mclmc",
         adjusted_mclmc,
-        partial(_adjusted, length=2.0, num_steps=0),
+        partial(_adjusted, length=2.0),
+        {"gaussian": 1.6, "funnel": 1.2, "double_well": 0.7},
+    ),
+    KernelCase(
+        "adjusted_mclmc_newtonian",
+        adjusted_mclmc,
+        partial(_adjusted, length=2.0, newtonian=True),
         {"gaussian": 1.6, "funnel": 1.2, "double_well": 0.7},
     ),
     KernelCase(
@@ -699,7 +708,7 @@ def test_isokinetic_leapfrog_is_reversible_and_of_second_order() -> None:
 def test_adjusted_mclmc_accepts_by_the_total_energy() -> None:
     log_density = log_density_of(DoubleWell(3, 1.5).double())
     start, step_size = randn(1, 100, 3).clamp(-1.5, 1.5), float64(0.6)
-    parameters = adjusted_mclmc.Parameters(step_size, float64(1.0), torch.tensor(2))
+    parameters = _adjusted(step_size, 1.0, num_steps=2)
     first, middle, last = (adjusted_mclmc.draw_randomness(start, generator(seed)) for seed in (1, 2, 3))
     state = adjusted_mclmc.init(log_density, start, parameters, first)
     state, info = adjusted_mclmc.step(log_density, state, middle, parameters)
@@ -726,7 +735,7 @@ def test_adjusted_mclmc_accepts_by_the_total_energy() -> None:
 def test_adjusted_mclmc_jitters_its_lengths() -> None:
     step_size, length = 0.13, 1.0
     start, random = randn(1, 40, 2), generator(2)
-    parameters = adjusted_mclmc.Parameters(float64(step_size), float64(length), torch.tensor(0))
+    parameters = _adjusted(float64(step_size), length)
     randomness = adjusted_mclmc.draw_randomness(start, random)
     state = adjusted_mclmc.init(standard_normal, start, parameters, randomness)
     expected = (2 * randomness.uniform[1] * length / step_size).ceil()
@@ -735,6 +744,25 @@ def test_adjusted_mclmc_jitters_its_lengths() -> None:
         state, info = adjusted_mclmc.step(standard_normal, state, randomness, parameters)
         assert torch.equal(info.n_steps[info.done], expected[info.done].long())
         expected = torch.where(info.done, (2 * randomness.uniform[1] * length / step_size).ceil(), expected)
+
+
+def test_newtonian_adjusted_mclmc_is_hmc() -> None:
+    """Whose time is `√dim` times as short."""
+    log_density = log_density_of(DoubleWell(3, 1.5).double())
+    start, random, root = randn(1, 40, 3).clamp(-1.5, 1.5), generator(2), 3**0.5
+    length, parameters = 2.0, _adjusted(float64(0.6), 2.0, newtonian=True)
+    theirs = hmc.Parameters(float64(0.6 / root), float64(length / root), torch.tensor(0))
+    randomness = adjusted_mclmc.draw_randomness(start, random)
+    state = adjusted_mclmc.init(log_density, start, parameters, randomness)
+    twin = hmc.init(log_density, start, theirs, hmc.Randomness(*randomness))
+    for _ in range(40):
+        randomness = adjusted_mclmc.draw_randomness(start, random)
+        state, info = adjusted_mclmc.step(log_density, state, randomness, parameters)
+        twin, expected = hmc.step(log_density, twin, hmc.Randomness(*randomness), theirs)
+        assert torch.equal(info.done, expected.done)
+        torch.testing.assert_close(state.position, twin.position)
+        torch.testing.assert_close(info.energy_error[info.done], expected.energy_error[info.done])
+    assert not torch.equal(state.position, start)
 
 
 def test_mclmc_refreshes_its_velocity_over_the_decoherence_length() -> None:

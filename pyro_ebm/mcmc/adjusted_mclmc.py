@@ -4,10 +4,14 @@ A trajectory starts with a fresh velocity on the unit sphere, follows isokinetic
 probability `min(1, exp(-W))`, where W is the change of `-log π` and of kinetic energy over it. A tick is one leapfrog
 for every chain, and no chain waits.
 
+A chain of constant speed is slow on a long way down to the bulk, where one that obeys Newton would gain speed. So until
+chains have arrived they may follow Hamiltonian dynamics, with the same step and the same mean speed.
+
 References:
     Robnik, Cohn-Gordon and Seljak 2025, Metropolis adjusted microcanonical Hamiltonian Monte Carlo.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,10 +21,24 @@ from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm._core.randomness import normal, uniform
 from pyro_ebm.mcmc import hmc
 from pyro_ebm.mcmc.integrator import MAX_ENERGY_ERROR, choose, energy_error
-from pyro_ebm.mcmc.isokinetic import check_dimension, isokinetic_leapfrog, unit
+from pyro_ebm.mcmc.isokinetic import check_dimension, isokinetic_leapfrog, kick, unit
 
-# As for HMC, but that time is length: a step, and a trajectory, is `√dim` times as long as there.
-Parameters = hmc.Parameters
+
+class Parameters(NamedTuple):
+    """What adaptation and the user set: as for HMC, but that time is length: all is `√dim` times as long as there.
+
+    Attributes:
+        step_size: the leapfrog step ε, `()` or `(chains,)`.
+        trajectory_length: mean length t, `()` or `(chains,)`; a trajectory has `⌈2 u t / ε⌉` steps, u uniform on
+            (0, 1).
+        num_steps: the exact number of steps instead, `()`, where positive.
+        newtonian: whether chains follow Hamiltonian dynamics, `()`.
+    """
+
+    step_size: Tensor
+    trajectory_length: Tensor
+    num_steps: Tensor
+    newtonian: Tensor
 
 
 class Randomness(NamedTuple):
@@ -95,18 +113,42 @@ def init(log_density: LogDensity, position: Tensor, parameters: Parameters, rand
         gradient=gradient,
         step_size=parameters.step_size.expand(value.shape),
         moving_position=position,
-        moving_velocity=unit(randomness.noise),
+        moving_velocity=_velocity(randomness, parameters),
         moving_gradient=gradient,
         kinetic_energy=torch.zeros_like(value),
-        remaining=hmc.jittered_steps(randomness.uniform[1], parameters),
+        remaining=_steps(randomness, parameters),
         n_steps=torch.zeros_like(value, dtype=torch.long),
     )
+
+
+def _velocity(randomness: Randomness, parameters: Parameters) -> Tensor:
+    """A fresh one, of length one, or on average for Hamiltonian dynamics."""
+    noise = randomness.noise
+    return torch.where(parameters.newtonian, noise * noise.shape[-1] ** -0.5, unit(noise))
+
+
+def _steps(randomness: Randomness, parameters: Parameters) -> Tensor:
+    return hmc.jittered_steps(randomness.uniform[1], hmc.Parameters(*parameters[:3]))
+
+
+def _kick(newtonian: Tensor, velocity: Tensor, gradient: Tensor, step_size: Tensor) -> tuple[Tensor, Tensor]:
+    """See `isokinetic.kick`; or Newton's, of the momentum `√dim` times the velocity in `1 / √dim` of the time."""
+    turned, kinetic = kick(velocity, gradient, step_size)
+    dim = velocity.shape[-1]
+    pushed = velocity + step_size * gradient / dim
+    gained = 0.5 * dim * (pushed.square() - velocity.square()).sum(-1)
+    return torch.where(newtonian, pushed, turned), torch.where(newtonian, gained, kinetic)
 
 
 def step(log_density: LogDensity, state: State, randomness: Randomness, parameters: Parameters) -> tuple[State, Info]:
     """One leapfrog of every chain; those at the end of their trajectory accept or reject, and start the next."""
     position, velocity, value, gradient, kinetic = isokinetic_leapfrog(
-        log_density, state.moving_position, state.moving_velocity, state.moving_gradient, state.step_size.unsqueeze(-1)
+        log_density,
+        state.moving_position,
+        state.moving_velocity,
+        state.moving_gradient,
+        state.step_size.unsqueeze(-1),
+        kick=partial(_kick, parameters.newtonian),
     )
     kinetic = state.kinetic_energy + kinetic
     error = energy_error(kinetic - value, -state.log_density, gradient)
@@ -134,9 +176,9 @@ def step(log_density: LogDensity, state: State, randomness: Randomness, paramete
         gradient=draw_gradient,
         step_size=choose(done, parameters.step_size, state.step_size),
         moving_position=choose(done, draw, position),
-        moving_velocity=choose(done, unit(randomness.noise), velocity),
+        moving_velocity=choose(done, _velocity(randomness, parameters), velocity),
         moving_gradient=choose(done, draw_gradient, gradient),
         kinetic_energy=kinetic.masked_fill(done, 0),
-        remaining=choose(done, hmc.jittered_steps(randomness.uniform[1], parameters), remaining),
+        remaining=choose(done, _steps(randomness, parameters), remaining),
         n_steps=n_steps.masked_fill(done, 0),
     ), info

@@ -16,6 +16,10 @@ from pyro_ebm.mcmc.protocols import Adaptation, Stage
 from pyro_ebm.mcmc.reach import Learns
 from pyro_ebm.mcmc.step_size import DualAveraging
 
+# The most steps of a trajectory of given length while chains are on their way to the bulk: there steps may be so short
+# that it has thousands.
+_STEPS_ON_THE_WAY = 64.0
+
 
 def nuts_algorithm(*, max_tree_depth: int = 10, target_accept_prob: float = 0.8) -> Algorithm:
     """The no-U-turn sampler: see `nuts`."""
@@ -55,8 +59,9 @@ def hmc_algorithm(
 
 
 def _hmc_parameters(trajectory_length: float, num_steps: int, adaptation: Adaptation, stage: Stage) -> hmc.Parameters:
-    steps = torch.full((), num_steps, device=stage.reach.device)
-    return hmc.Parameters(adaptation.step_sizes, trajectory_length * stage.reach, steps)
+    steps, length = torch.full((), num_steps, device=stage.reach.device), trajectory_length * stage.reach
+    short = torch.minimum(length, 0.5 * _STEPS_ON_THE_WAY * adaptation.step_sizes)
+    return hmc.Parameters(adaptation.step_sizes, torch.where(stage.approaching, short, length), steps)
 
 
 def chees_algorithm(*, target_accept_prob: float = 0.8) -> Algorithm:
@@ -121,11 +126,17 @@ def adjusted_mclmc_algorithm(
         draw_randomness=adjusted_mclmc.draw_randomness,
         step=_BySize(adjusted_mclmc.step),
         adaptation=DualAveraging.start,
-        parameters=partial(_hmc_parameters, trajectory_length, 0),
+        parameters=partial(_adjusted_mclmc_parameters, trajectory_length),
         target_accept_prob=target_accept_prob,
         learns=learns,
         sticks=True,
     )
+
+
+def _adjusted_mclmc_parameters(
+    trajectory_length: float, adaptation: Adaptation, stage: Stage
+) -> adjusted_mclmc.Parameters:
+    return adjusted_mclmc.Parameters(*_hmc_parameters(trajectory_length, 0, adaptation, stage), stage.approaching)
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ class _BySize:
     def _scaled(self, argument: Any, dim: int) -> Any:
         if isinstance(argument, mclmc.Parameters):
             return mclmc.Parameters(*(length * dim**0.5 for length in argument))
-        if isinstance(argument, hmc.Parameters):
-            step_size, length, num_steps = argument
-            return hmc.Parameters(step_size * dim**0.5, length * dim**0.5, num_steps)
+        if isinstance(argument, adjusted_mclmc.Parameters):
+            step_size, length = argument.step_size * dim**0.5, argument.trajectory_length * dim**0.5
+            return argument._replace(step_size=step_size, trajectory_length=length)
         return argument

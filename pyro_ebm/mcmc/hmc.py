@@ -22,7 +22,8 @@ class Parameters(NamedTuple):
 
     Attributes:
         step_size: the leapfrog step ε, `()` or `(chains,)`.
-        trajectory_length: mean integration time t, `()`; a trajectory has `⌈2 u t / ε⌉` steps, u uniform on (0, 1).
+        trajectory_length: mean integration time t, `()` or `(chains,)`; a trajectory has `⌈2 u t / ε⌉` steps, u uniform
+            on (0, 1).
         num_steps: the exact number of steps instead, `()`, where positive.
     """
 

@@ -8,10 +8,14 @@ References:
     Robnik, De Luca, Silverstein and Seljak 2023, Microcanonical Hamiltonian Monte Carlo.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from pyro_ebm._core.protocols import LogDensity
+
+Kick = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def check_dimension(position: Tensor) -> None:
@@ -65,7 +69,12 @@ def kick(velocity: Tensor, gradient: Tensor, step_size: Tensor) -> tuple[Tensor,
 
 
 def isokinetic_leapfrog(
-    log_density: LogDensity, position: Tensor, velocity: Tensor, gradient: Tensor, step_size: Tensor
+    log_density: LogDensity,
+    position: Tensor,
+    velocity: Tensor,
+    gradient: Tensor,
+    step_size: Tensor,
+    kick: Kick = kick,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Half a kick, a move `x ← x + εu`, half a kick, of every chain.
 
@@ -75,6 +84,7 @@ def isokinetic_leapfrog(
         velocity: u, of unit length, `(chains, dim)`.
         gradient: of the log density at `position`, `(chains, dim)`.
         step_size: ε, `(chains, 1)` or `()`.
+        kick: another one in the place of `kick`.
 
     Returns:
         The new position, velocity, log density `(chains,)` and gradient, and the change of kinetic energy `(chains,)`.

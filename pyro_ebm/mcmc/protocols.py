@@ -12,10 +12,12 @@ class Stage(NamedTuple):
 
     Attributes:
         warming_up: whether it is still in its warm-up, `()`.
+        approaching: whether chains may still be on their way to the bulk, `()`.
         reach: how many times as far as usual a draw goes from the one before it, `()`.
     """
 
     warming_up: Tensor
+    approaching: Tensor
     reach: Tensor
 
 

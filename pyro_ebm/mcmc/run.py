@@ -139,7 +139,7 @@ class Run:
         if self.algorithm.learns == "num_steps":
             return {"num_steps": self.warmup.num_steps}
         if self.algorithm.learns == "trajectory_length":
-            return {"trajectory_length": float(self._parameters().trajectory_length)}
+            return {"trajectory_length": float(self._parameters().trajectory_length.max())}
         return {}
 
     @property
@@ -239,7 +239,9 @@ class Run:
         self._record(done, said)
 
     def _stage(self) -> Stage:
-        return Stage(torch.full((), self.warming_up, device=self._acceptance.device), self.warmup.reach.value)
+        facts = (self.warming_up, self.warmup.approaching)
+        warming_up, approaching = (torch.full((), each, device=self._acceptance.device) for each in facts)
+        return Stage(warming_up, approaching, self.warmup.reach.value)
 
     def _parameters(self) -> Any:
         return self.algorithm.parameters(self._adaptation, self._stage())

@@ -23,6 +23,9 @@ from pyro_ebm.mcmc.windows import Window, warmup_windows
 
 # Transitions are counted in parts, one for each of their steps.
 _ROUNDING = 1e-6
+# So many windows, the last two with a metric and one for the step size, tell of sampling; in those before them chains
+# may still be on their way to the bulk.
+_SETTLED_WINDOWS = 3
 # A log density so many median deviations below the median is not one of the bulk.
 _FAR = 10.0
 
@@ -74,6 +77,12 @@ class Warmup:
     def over(self) -> bool:
         """Whether all windows have ended."""
         return self._window == len(self._windows)
+
+    @property
+    def approaching(self) -> bool:
+        """Whether chains may still be on their way to the bulk: in early windows, after which they start anew."""
+        early = self._window < max(len(self._windows) - _SETTLED_WINDOWS, min(1, len(self._windows) - 1))
+        return early and self._settings.adapt_step_size
 
     @property
     def num_steps(self) -> int:
@@ -151,7 +160,7 @@ class Warmup:
             generator: chooses where those that were left behind go on.
         """
         left_behind = self._mass.left_behind()
-        if self._window >= max(2, len(self._windows) - 3):  # the last two windows with a metric, to judge by
+        if self._window >= max(2, len(self._windows) - _SETTLED_WINDOWS):
             self.target = self._rejections.raised(self.target, ~left_behind)
         self._go_further(window_ends=True)
         return self._estimator.metric(), self._bring_along(position, left_behind, generator)
