@@ -100,6 +100,7 @@ MATRIX_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "old_cholesky": lambda a: a.cholesky(upper=True).square().sum((-2, -1)),
     "inv": lambda a: torch.linalg.inv(a)[..., 0, 0],
     "inverse": lambda a: a.inverse()[..., 0, 0],
+    "power": lambda a: a.matrix_power(-2)[..., 0, 0],
     "solve": lambda a: torch.linalg.solve(a, a.new_tensor([[1.0], [2.0]])).sum((-2, -1)),
     "solve_vector": lambda a: torch.linalg.solve(a, a[..., 0] + 1).sum(-1),
     "solve_right": lambda a: torch.linalg.solve(a, a + 1, left=False).sum((-2, -1)),

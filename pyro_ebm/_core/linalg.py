@@ -23,7 +23,7 @@ def each_alone(function: Callable[..., Result], *args: Any) -> Result:
     """Evaluate a function; where a matrix has no factor, inverse, solution or determinant, again, with NaN for it.
 
     So matrices of some chains end no others. Whatever else fails is raised, such as eigenvalues that do not converge,
-    powers of singular matrices, and `torch.linalg.lu_factor`.
+    and `torch.linalg.lu_factor`.
     """
     try:
         return function(*args)
@@ -44,6 +44,11 @@ def _old_cholesky(matrix: Tensor, upper: bool = False) -> Tensor:
 def _inverse(matrix: Tensor) -> Tensor:
     inverse, info = torch.linalg.inv_ex(matrix)
     return _nan_where((info != 0)[..., None, None], inverse)
+
+
+def _power(matrix: Tensor, n: int) -> Tensor:
+    power: Tensor = torch.linalg.matrix_power(_inverse(matrix) if n < 0 else matrix, abs(n))
+    return power
 
 
 def _solution(matrix: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
@@ -98,6 +103,7 @@ _FACTORS: dict[Any, Any] = {
 _FUNCTIONS: dict[Any, Any] = {
     **_FACTORS,
     **{each: _stand_in(each, _inverse) for each in (torch.linalg.inv, torch.inverse, Tensor.inverse)},
+    **{each: _stand_in(each, _power) for each in (torch.linalg.matrix_power, torch.matrix_power, Tensor.matrix_power)},
     torch.linalg.solve: _stand_in(torch.linalg.solve, _solution),
     **{each: _stand_in(each, _slogdet) for each in (torch.linalg.slogdet, torch.slogdet, Tensor.slogdet)},
     **{each: _stand_in(each, _logdet) for each in (torch.logdet, Tensor.logdet)},
