@@ -82,11 +82,42 @@ SAMPLERS: dict[str, Callable[[], Algorithm]] = {
 } | {"elliptical_slice": elliptical_slice_algorithm}
 
 
+DISCRETE: dict[str, Callable[[Energy], Any]] = {
+    "gibbs": Gibbs,
+    "gibbs_with_gradients": pyro_ebm.GibbsWithGradients,
+    "discrete_langevin": pyro_ebm.DiscreteLangevin,
+}
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_tick_neither_waits_nor_mixes(name: str) -> None:
-    """So that it can be captured as a CUDA graph, and replayed; it says what it says on the host."""
     position = torch.randn(3, 4, dtype=torch.float64, generator=generator(0))
-    outs, waited = [], []
+    settings = RunSettings(num_samples=4, warmup_steps=4)
+    traced = assert_captured(lambda to: Run(SAMPLERS[name](), standard_normal, to(position), generator(1), settings))
+    assert not [node for node in traced.graph.graph.nodes if node.op == "get_attr"]  # a copy, in each tick
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_nor_does_one_of_discrete_samplers(name: str) -> None:
+    def run(to: Callable[[Any], Any]) -> Run:
+        pyro.set_rng_seed(0)
+        mcmc = MCMC(DISCRETE[name](to(RBM(4, 2).double())), 4, 4, num_chains=3, disable_progbar=True)
+        target = mcmc._build((), {})
+        return mcmc._make_run(target, target.initial_points(mcmc.kernel.init_strategy, 3), "no")
+
+    assert_captured(run)
+
+
+def assert_captured(make: Callable[[Callable[[Any], Any]], Run]) -> TracedStep:
+    """A tick can be captured as a CUDA graph, and replayed; it says what it says on the host.
+
+    Args:
+        make: makes a run, of what is taken to where it is to be.
+
+    Returns:
+        The tick as it was traced.
+    """
+    waited = []
 
     def capture(body: Body) -> Body:
         WAITS.clear()
@@ -95,20 +126,16 @@ def test_a_tick_neither_waits_nor_mixes(name: str) -> None:
         waited.append(dict(WAITS))
         return body
 
-    for start in (position, position.to(DEVICE)):
-        run = Run(SAMPLERS[name](), standard_normal, start, generator(1), RunSettings(num_samples=4, warmup_steps=4))
-        arguments = first_arguments(run)
-        if start is position:
-            outs.append(program.EagerProgram(run._tick)(*stacked(arguments)))
-            continue
-        assert all(isinstance(leaf, DeviceTensor) for leaf in pytree.tree_leaves(arguments))
-        traced = TracedStep(run._tick, *arguments)
-        assert not [node for node in traced.graph.graph.nodes if node.op == "get_attr"]  # a copy, in each tick
-        captured = CudaGraphProgram(traced, traced.graph, capture)
-        outs.append(to_host(captured(*stacked(arguments))))
+    here, there = make(lambda it: it), make(lambda it: it.to(DEVICE))
+    expected = program.EagerProgram(here._tick)(*stacked(first_arguments(here)))
+    arguments = first_arguments(there)
+    assert all(isinstance(leaf, DeviceTensor) for leaf in pytree.tree_leaves(arguments))
+    traced = TracedStep(there._tick, *arguments)
+    found = to_host(CudaGraphProgram(traced, traced.graph, capture)(*stacked(arguments)))
     assert waited == [{}]
-    for found, expected in zip(*(pytree.tree_leaves(each) for each in outs), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12, equal_nan=True)
+    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12, equal_nan=True)
+    return traced
 
 
 class _ArgumentsError(Exception):
