@@ -147,6 +147,18 @@ def test_trajectories_grow_as_long_as_that_pays() -> None:
     assert float(reach.value) <= 2
 
 
+@pytest.mark.parametrize("chains", [1, 2, 4, 16])
+def test_what_no_length_helps_gets_short_trajectories(chains: int) -> None:
+    """Be there ever so few chains to tell: doubling the length doubles the price."""
+    for seed in range(8):
+        reach = reach_of(autoregression(seed, 0.9, chains, 64), "trajectory_length")
+        for stretch in (128, 256, 256, 256, 256):
+            reach.renew()
+            show(reach, autoregression(100 + seed, 0.9, chains, stretch))
+        reach.renew()
+        assert float(reach.value) < 3
+
+
 def test_of_large_positions_a_part_is_kept() -> None:
     draws = randn(9, 100, 64, 1000)
     reach = reach_of(draws)

@@ -37,7 +37,12 @@ from pyro_ebm import DoubleWell, QuadraticEnergy, correlated_gaussian
 from pyro_ebm._core.protocols import LogDensity
 from pyro_ebm.mcmc.algorithm import Algorithm
 from pyro_ebm.mcmc.covariance import ChosenCovariance, LowRankCovariance, PooledCovariance
-from pyro_ebm.mcmc.hamiltonian_algorithms import chees_algorithm, hmc_algorithm, nuts_algorithm
+from pyro_ebm.mcmc.hamiltonian_algorithms import (
+    adjusted_mclmc_algorithm,
+    chees_algorithm,
+    hmc_algorithm,
+    nuts_algorithm,
+)
 from pyro_ebm.mcmc.local_algorithms import langevin_algorithm
 from pyro_ebm.mcmc.metric import DenseMetric, DiagonalMetric, LowRankMetric
 from pyro_ebm.mcmc.rejections import Rejections
@@ -425,14 +430,22 @@ LEARNING = [
     ),
     SamplerCase("hmc_learning", lambda: hmc_algorithm(trajectory_length=0.3, learns="trajectory_length")),
 ]
+# In its first window it follows other dynamics.
+ADJUSTED_MCLMC = SamplerCase(
+    "adjusted_mclmc",
+    lambda: adjusted_mclmc_algorithm(trajectory_length=0.3, target_accept_prob=0.9, learns="trajectory_length"),
+)
 LONGER = RunSettings(num_samples=8, warmup_steps=80, save_warmup=True)
 parametrize_metrics = pytest.mark.parametrize(
     ("sampler", "settings"),
     [
         *((sampler, replace(REPEATED, **masses(kind, 3))) for sampler, kind in METRIC_CASES),
-        *((sampler, LONGER) for sampler in LEARNING),
+        *((sampler, LONGER) for sampler in [*LEARNING, CHEES, ADJUSTED_MCLMC]),
     ],
-    ids=[*(f"{sampler.name}-{kind}" for sampler, kind in METRIC_CASES), *(sampler.name for sampler in LEARNING)],
+    ids=[
+        *(f"{sampler.name}-{kind}" for sampler, kind in METRIC_CASES),
+        *(sampler.name for sampler in [*LEARNING, CHEES, ADJUSTED_MCLMC]),
+    ],
 )
 
 

@@ -12,8 +12,8 @@ class ChEES(AdaptiveKernel):
     """Hamiltonian Monte Carlo whose trajectory length is learned across chains: the fastest where chains are many.
 
     The warm-up finds the length at which chains spread out fastest together, beside the step size and the mass matrix.
-    It needs chains to learn from, 16 or more. Fewer go at least as far as those of `HMC` would, which is safe; but then
-    `NUTS` is the better choice.
+    It needs chains to learn from, 16 or more. Fewer go, once warmed up, at least as far as those of `HMC` would, which
+    is safe; but then `NUTS` is the better choice.
 
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.

@@ -16,7 +16,8 @@ class HMC(AdaptiveKernel):
         model: and the other arguments that every `AdaptiveKernel` takes.
         trajectory_length: mean integration time, in units of the metric; each trajectory's is uniform between zero and
             twice that. By default π/2, a quarter period of a standard normal, or as much more as the warm-up finds that
-            a chain needs to forget where it was, up to 4π. Early in the warm-up no trajectory has more than 64 steps.
+            a chain needs to forget where it was, up to 4π. Early in a warm-up that adapts step size and mass matrix, no
+            trajectory of a given length has more than 64 steps.
         num_steps: the exact number of leapfrog steps instead, without jitter.
 
     References:

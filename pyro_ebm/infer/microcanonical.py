@@ -42,8 +42,8 @@ class MCLMC(AdaptiveKernel):
 class AdjustedMCLMC(AdaptiveKernel):
     """Microcanonical dynamics in trajectories of jittered length, accepted or rejected: exact.
 
-    The model must have two dimensions or more. Early in the warm-up, on the way to the bulk, chains follow Hamiltonian
-    dynamics, in trajectories of at most 64 steps.
+    The model must have two dimensions or more. Early in a warm-up that adapts step size and mass matrix, on the way to
+    the bulk, chains follow Hamiltonian dynamics, in trajectories of at most 64 steps.
 
     Args:
         model: and the other arguments that every `AdaptiveKernel` takes.

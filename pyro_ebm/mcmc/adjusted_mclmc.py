@@ -128,7 +128,8 @@ def _velocity(randomness: Randomness, parameters: Parameters) -> Tensor:
 
 
 def _steps(randomness: Randomness, parameters: Parameters) -> Tensor:
-    return hmc.jittered_steps(randomness.uniform[1], hmc.Parameters(*parameters[:3]))
+    theirs = hmc.Parameters(parameters.step_size, parameters.trajectory_length, parameters.num_steps)
+    return hmc.jittered_steps(randomness.uniform[1], theirs)
 
 
 def _kick(newtonian: Tensor, velocity: Tensor, gradient: Tensor, step_size: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ class Algorithm:
         usual_ticks: how many ticks a transition takes, until they have been counted.
         num_steps: what a run counts as one transition is so many of this sampler's, of which the last makes a draw.
         learns: what the warm-up raises where draws remember one another for long.
-        learns_below: with fewer chains than so many.
+        learns_below: fewer chains than so many do so.
         sticks: whether chains under steps that are too long for where they are stay there, and do not diverge.
         remedy: what helps where transitions diverge.
         structured: whether it asks the log density for more than value and gradient, such as conditionals. That is then

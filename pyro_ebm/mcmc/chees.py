@@ -280,7 +280,10 @@ class LengthAdaptation(NamedTuple):
         return self.log_length.exp()
 
     def length(self, reach: Tensor) -> Tensor:
-        """The length of trajectories, `()`: learned, but for few chains at least the usual one times `reach`, `()`."""
+        """The length of trajectories, `()`: learned, but for few chains at least the usual one times `reach`, `()`.
+
+        Where they go further than what is learned, that hears from no trajectory of its own, and counts for little.
+        """
         if len(self.averaging.transitions) >= MANY_CHAINS:
             return self.trajectory_length
         least = torch.minimum(_USUAL_LENGTH * reach, self.step_size * self.max_steps)

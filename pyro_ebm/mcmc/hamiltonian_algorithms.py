@@ -136,7 +136,8 @@ def adjusted_mclmc_algorithm(
 def _adjusted_mclmc_parameters(
     trajectory_length: float, adaptation: Adaptation, stage: Stage
 ) -> adjusted_mclmc.Parameters:
-    return adjusted_mclmc.Parameters(*_hmc_parameters(trajectory_length, 0, adaptation, stage), stage.approaching)
+    theirs = _hmc_parameters(trajectory_length, 0, adaptation, stage)
+    return adjusted_mclmc.Parameters(**theirs._asdict(), newtonian=stage.approaching)
 
 
 @dataclass(frozen=True)

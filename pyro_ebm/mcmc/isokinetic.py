@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_ebm._core.protocols import LogDensity
 
+# What `kick` takes and gives: also that of other dynamics.
 Kick = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -81,10 +82,10 @@ def isokinetic_leapfrog(
     Args:
         log_density: the log density with its gradient.
         position: x, `(chains, dim)`.
-        velocity: u, of unit length, `(chains, dim)`.
+        velocity: u, `(chains, dim)`; of unit length, if the kick is `kick`.
         gradient: of the log density at `position`, `(chains, dim)`.
         step_size: ε, `(chains, 1)` or `()`.
-        kick: another one in the place of `kick`.
+        kick: turns velocities, as `kick` does.
 
     Returns:
         The new position, velocity, log density `(chains,)` and gradient, and the change of kinetic energy `(chains,)`.

@@ -31,8 +31,8 @@ _FIRST_STRETCH, _LONGEST_STRETCH, _FEWEST = 64, 256, 20
 _WANTED = 2.5
 _MOST_GROWTH: dict[Learns, float] = {"num_steps": 4.0, "trajectory_length": 2.0}
 # Longer trajectories whose steps are worth so much less are too long; more where fewer chains than these tell, for one
-# bad stretch would hold back a whole window.
-_DEARER, _MANY_CHAINS = 0.2, 16
+# bad stretch would hold back a whole window, but never twice as much: that is what growth costs that is of no use.
+_DEARER, _MANY_CHAINS, _MOST_DOUBT = 0.2, 16, 4.0
 
 
 def autocorrelation_time(draws: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Reach:
             # Of pieces of one length: what is seen of a long memory grows with the time for which it is looked at.
             pieces = draws.unfold(1, min(draws.shape[1], _FIRST_STRETCH), _FIRST_STRETCH).flatten(0, 1).mT
             price = value * float(autocorrelation_time(pieces).max())
-            doubt = max(1.0, _MANY_CHAINS / self._shape[0])
+            doubt = min(max(1.0, _MANY_CHAINS / self._shape[0]), _MOST_DOUBT)
             if value > self._best and price > (1 + doubt * _DEARER) * self._price:
                 self._furthest = self._best
             elif price < self._price or value > self._best:

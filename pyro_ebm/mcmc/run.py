@@ -28,8 +28,8 @@ from pyro_ebm.mcmc.warmup import Warmup
 # Ticks in a block, between two looks at the counters: enough to make the look cheap, within a bound on its memory.
 # Where a transition takes many, a block of draws is a few transitions, and no more than all before it.
 _MOST_TICKS, _MOST_TRANSITIONS, _MOST_NUMBERS = 256, 4, 2**22
-# Ticks at a time where a tick is slow, for want of a program that repeats itself, or where one does not end soon: what
-# an interruption may lose, and has to wait for, in seconds.
+# Ticks at a time where a tick is slow, for want of a program that repeats itself, and seconds that a program may take
+# at a time while sampling: what an interruption may lose, and has to wait for.
 _SLOW_TICKS, _WHOLE, _PATIENCE = 8, ("C", "CUDA graph"), 0.5
 # A new metric whose variances differ from the old one's by less than this factor, in logarithms, changes no scale.
 _SAME_SCALE = 0.7
@@ -125,7 +125,7 @@ class Run:
 
     @property
     def mean_acceptance(self) -> float:
-        """Mean acceptance probability of the last transitions."""
+        """Mean acceptance probability of the last transitions, as many as ended in the last part of a block."""
         return float(self._acceptance)
 
     @property
@@ -135,7 +135,10 @@ class Run:
 
     @property
     def learned(self) -> dict[str, float]:
-        """What the warm-up has made of how far a draw goes: the argument that would have said so, by name."""
+        """What the warm-up has made of how far a draw goes: the argument that would have said so, by name.
+
+        ChEES-HMC has no such argument: its trajectory length is the greatest, that of others the mean.
+        """
         if self.algorithm.learns == "num_steps":
             return {"num_steps": self.warmup.num_steps}
         if self.algorithm.learns == "trajectory_length":
