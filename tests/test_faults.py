@@ -150,7 +150,7 @@ def test_answers_are_torchs_where_there_are_any() -> None:
         torch.linalg.slogdet,
         torch.logdet,
         lambda a: torch.inverse(input=a),
-        lambda a: torch.linalg.matrix_power(A=a, n=-3),
+        lambda a: torch.linalg.matrix_power(input=a, n=-3),
         lambda a: torch.matrix_power(a, 2),
         lambda a: torch.linalg.slogdet(A=a + 1j * a).logabsdet,
         lambda a: torch.linalg.solve(a, a[..., 0]),
