@@ -81,8 +81,8 @@ class Warmup:
     @property
     def approaching(self) -> bool:
         """Whether chains may still be on their way to the bulk: in early windows, after which they start anew."""
-        early = self._window < max(len(self._windows) - _SETTLED_WINDOWS, min(1, len(self._windows) - 1))
-        return early and self._settings.adapt_step_size
+        early = self._window < max(1, len(self._windows) - _SETTLED_WINDOWS)
+        return early and len(self._windows) > 1 and self._settings.adapt_step_size
 
     @property
     def num_steps(self) -> int:
